@@ -1,0 +1,169 @@
+"""The ansatz whose answer is the superposition weight, as a PennyLane circuit."""
+
+import dataclasses
+import itertools
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import pennylane as qml
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+Readout = Literal["expectation", "probabilities"]
+"""What a circuit answers: ⟨Z_j⟩ of each qubit, or the probability of each bitstring."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Circuit:
+    r"""A circuit that turns a block of parameters into superposition weights.
+
+    .. math::
+      |\psi(\theta)\rangle = \prod_{l=0}^{L}
+        \Big[ C \prod_j R_Z(\phi_{lj}) R_Y(\omega_{lj}) \Big]_{l<L}
+        \Big[ \prod_j R_Y(-\pi \theta_j) \Big]_{l<R} \; H^{\otimes n} |0\rangle,
+      \qquad w_j = \langle Z_j \rangle \in [-1, 1]
+
+    with `L = depth` layers, `R = uploads` and `C` a chain of CNOTs between
+    neighbours. At depth 0, `w_j = sin(πθ_j)`. The RZ of the last layer commute
+    with the readout and cannot move it, unless an encoding follows
+    (`uploads = depth + 1`); they are kept as the paper draws them.
+
+    Args:
+      n_qubits: how many coordinates share one circuit.
+      depth: number of layers of RY, RZ and the CNOT chain.
+      uploads: number of times the parameters are encoded: before each of the
+        first `uploads` layers, the last one possibly before the readout.
+      weights: angles ω, φ of the layers in radians, shape `(depth, n_qubits, 2)`
+        (RY, RZ). They may be traced by JAX. `None` draws them from `seed`.
+      seed: seed of the angles, uniform in [-π, π), where `weights` is `None`.
+
+    Raises:
+      TypeError: if an integer argument is not an integer.
+      ValueError: if an argument is out of range, or `weights` has another shape
+        or holds a value that is not finite.
+
+    Example:
+      >>> import qsgd_jax as qsgd, pennylane as qml
+      >>> circuit = qsgd.Circuit(n_qubits=2, depth=1, seed=0)
+      >>> print(qml.draw(circuit.qnode("default.qubit"), decimals=1)([0.1, 0.2]))
+      0: ──H──RY(-0.3)──RY(0.9)───RZ(-1.4)─╭●─┤  <Z>
+      1: ──H──RY(-0.6)──RY(-2.9)──RZ(-3.0)─╰X─┤  <Z>
+
+    References:
+      Eq. 2 and 5 of Pamuk, Özdemir, Kocabay, arXiv:2511.01918.
+    """
+
+    n_qubits: int = 4
+    depth: int = 0
+    uploads: int = 1
+    weights: Any = None
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("n_qubits", "depth", "uploads", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise TypeError(f"{name}={value!r} must be an integer.")
+        if self.n_qubits < 1:
+            raise ValueError(f"n_qubits={self.n_qubits} must be at least 1.")
+        if self.depth < 0:
+            raise ValueError(f"depth={self.depth} must be 0 or more.")
+        if not 1 <= self.uploads <= self.depth + 1:
+            raise ValueError(
+                f"uploads={self.uploads} must lie in 1…depth + 1 = 1…{self.depth + 1}."
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be 0 or more.")
+        if self.weights is not None:
+            self._check_weights()
+
+    def _check_weights(self):
+        weights, expected = self.weights, (self.depth, self.n_qubits, 2)
+        if np.shape(weights) != expected:
+            raise ValueError(
+                f"weights has shape {np.shape(weights)}; allowed is "
+                f"(depth, n_qubits, 2) = {expected}."
+            )
+        if not self.traced and not np.all(np.isfinite(np.asarray(weights, np.float64))):
+            raise ValueError(f"weights={weights!r} must be finite angles in radians.")
+
+    @property
+    def traced(self) -> bool:
+        """Whether JAX is tracing the angles, so that their values are not known yet."""
+        return isinstance(self.weights, Tracer)
+
+    @property
+    def angles(self) -> Float[Array, "depth n_qubits 2"] | np.ndarray:
+        """The angles in radians: `weights`, in float64 where concrete, or those of `seed`."""
+        if self.traced:
+            return self.weights
+        if self.weights is not None:
+            return np.asarray(self.weights, np.float64)
+        shape = (self.depth, self.n_qubits, 2)
+        return np.random.default_rng(self.seed).uniform(-np.pi, np.pi, shape)
+
+    def n_outputs(self, readout: Readout) -> int:
+        """Number of values the circuit answers for a `readout`."""
+        return self.n_qubits if readout == "expectation" else 2**self.n_qubits
+
+    def encoding(self, theta):
+        """The encoding's angles `−πθ` in radians, `(..., n_qubits) -> (..., uploads, n_qubits)`."""
+        return -np.pi * theta[..., None, :].repeat(self.uploads, axis=-2)
+
+    def run(self, encoding, angles, readout: Readout = "expectation", wires=None):
+        """Queue the gates and return the measurements; a PennyLane quantum function.
+
+        Args:
+          encoding: angle of each encoding gate in radians, `(..., uploads, n_qubits)`.
+          angles: angle of each layer's gate in radians, `(..., depth, n_qubits, 2)`.
+          readout: `"expectation"` or `"probabilities"`.
+          wires: labels of the `n_qubits` wires; 0, 1, … where `None`.
+
+        Returns:
+          `n_qubits` expectation values of Z, or the probabilities of the bitstrings.
+        """
+        wires = list(range(self.n_qubits)) if wires is None else list(wires)
+        for wire in wires:
+            qml.Hadamard(wire)
+        for layer in range(max(self.depth, self.uploads)):
+            if layer < self.uploads:
+                for j, wire in enumerate(wires):
+                    qml.RY(encoding[..., layer, j], wire)
+            if layer < self.depth:
+                for j, wire in enumerate(wires):
+                    qml.RY(angles[..., layer, j, 0], wire)
+                    qml.RZ(angles[..., layer, j, 1], wire)
+                for pair in itertools.pairwise(wires):
+                    qml.CNOT(pair)
+        if readout == "probabilities":
+            return qml.probs(wires=wires)
+        return tuple(qml.expval(qml.Z(wire)) for wire in wires)
+
+    def qnode(self, device: Any = "lightning.qubit", readout: Readout = "expectation") -> qml.QNode:
+        """The circuit as an ordinary QNode `f(theta, weights=None)`, to draw, run or transform.
+
+        Args:
+          device: a PennyLane device name or instance.
+          readout: `"expectation"` or `"probabilities"`.
+
+        Returns:
+          A QNode of `theta`, shape `(..., n_qubits)` with at most one batch
+          dimension, and of `weights`, by default the circuit's own angles.
+
+        Example:
+          >>> import numpy as np, qsgd_jax as qsgd
+          >>> qnode = qsgd.Circuit(n_qubits=2).qnode("lightning.qubit")
+          >>> np.round(qnode(np.array([0.5, -1 / 6])), 6)
+          array([ 1. , -0.5])
+        """
+        if isinstance(device, str):
+            device = qml.device(device, wires=self.n_qubits)
+        wires = None if device.wires is None else device.wires[: self.n_qubits]
+
+        def superposition(theta, weights=None):
+            theta = theta if isinstance(theta, jax.Array) else np.asarray(theta)
+            angles = self.angles if weights is None else weights
+            return self.run(self.encoding(theta), angles, readout, wires)
+
+        return qml.QNode(superposition, device)

@@ -1,0 +1,121 @@
+"""From a leaf's coordinates to blocks of `n` and back, without moving them across devices.
+
+A set of blocks is held as `n` arrays of one shape: array j holds coordinate j of every
+block. Nothing here merges axes of a leaf, which would gather it where it is sharded.
+"""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Coverage = Literal["leading", "everywhere"]
+
+
+def leading_block(leaf: Float[Array, "..."], n: int) -> list[Float[Array, ""]]:
+    """The first `n` row-major coordinates of a leaf as one block, padded with 0.
+
+    Args:
+      leaf: a real array of any rank and size.
+      n: block size.
+
+    Returns:
+      `n` scalars.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from qsgd_jax import coverage
+      >>> [float(x) for x in coverage.leading_block(jnp.ones((2, 1)), 4)]
+      [1.0, 1.0, 0.0, 0.0]
+    """
+    head = leaf[tuple(slice(0, size) for size in _head_shape(leaf.shape, n))].ravel()[:n]
+    return list(jnp.pad(head, (0, n - head.size)))
+
+
+def from_leading_block(block: list[Float[Array, ""]], shape: tuple[int, ...]):
+    """The values of a leading block at their places in a leaf of `shape`, 0 elsewhere.
+
+    It is one elementwise expression of the index, so that XLA fuses it with the
+    optimizer's own arithmetic: a scatter or a pad would double the step's time.
+
+    Args:
+      block: `n` scalars.
+      shape: the leaf's shape.
+
+    Returns:
+      An array of `shape`.
+    """
+    head, dtype = _head_shape(shape, len(block)), block[0].dtype
+    covered = jnp.bool_(True)
+    position = jnp.int32(0)
+    for axis, size in enumerate(head):
+        index = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+        covered &= index < size
+        position = position * size + jnp.minimum(index, size)
+    values = jnp.zeros(shape, dtype)
+    for j, value in enumerate(block[: math.prod(shape)]):
+        values = jnp.where(position == j, value, values)
+    return jnp.where(covered, values, jnp.zeros((), dtype))
+
+
+def blocks(leaf: Float[Array, "..."], n: int) -> list[Float[Array, "..."]]:
+    """All coordinates of a leaf in blocks of `n` neighbours along one axis, padded with 0.
+
+    A block is `n` adjacent rows (the last axis but one), so that loads stay contiguous
+    and both of the last axes may be sharded; a vector has its only axis. Where a shard's
+    size along that axis is a multiple of `n`, no coordinate leaves its device.
+
+    Args:
+      leaf: a real array of any rank and size.
+      n: block size.
+
+    Returns:
+      `n` arrays of one shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from qsgd_jax import coverage
+      >>> first, second = coverage.blocks(jnp.arange(6.0).reshape(3, 2), 2)
+      >>> print(first.tolist(), second.tolist())
+      [[0.0, 1.0], [4.0, 5.0]] [[2.0, 3.0], [0.0, 0.0]]
+    """
+    leaf, axis = jnp.atleast_1d(leaf), _block_axis(leaf.shape)
+    rows = leaf.shape[axis]
+    padding = [(0, -rows % n if i == axis else 0) for i in range(leaf.ndim)]
+    padded = jnp.pad(leaf, padding) if rows % n else leaf
+    split = padded.reshape((*leaf.shape[:axis], -(-rows // n), n, *leaf.shape[axis + 1 :]))
+    return [jax.lax.index_in_dim(split, j, axis + 1, keepdims=False) for j in range(n)]
+
+
+def from_blocks(block: list[Float[Array, "..."]], shape: tuple[int, ...]):
+    """The inverse of `blocks` for a leaf of `shape`; the padding's values are dropped.
+
+    Args:
+      block: `n` arrays of one shape, as `blocks` returns them.
+      shape: the leaf's shape.
+
+    Returns:
+      An array of `shape`.
+    """
+    axis, whole = _block_axis(shape), shape or (1,)
+    stacked = jnp.stack(block, axis + 1)
+    rows = stacked.shape[axis] * stacked.shape[axis + 1]
+    joined = stacked.reshape((*whole[:axis], rows, *whole[axis + 1 :]))
+    if rows == whole[axis]:
+        return joined.reshape(shape)
+    return jax.lax.slice_in_dim(joined, 0, whole[axis], axis=axis).reshape(shape)
+
+
+def _block_axis(shape: tuple[int, ...]) -> int:
+    return max(len(shape) - 2, 0)
+
+
+def _head_shape(shape: tuple[int, ...], n: int) -> tuple[int, ...]:
+    """The smallest corner of an array that holds its first `n` row-major coordinates."""
+    head, needed = [], n
+    for size in reversed(shape):
+        head.append(min(size, needed))
+        needed = -(-needed // max(size, 1))
+    return tuple(reversed(head))

@@ -1,0 +1,323 @@
+"""What is weighed, by which circuit and where: from parameters to superposition weights."""
+
+import dataclasses
+import functools
+import math
+import zlib
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree, UInt32
+
+from qsgd_jax import coverage as coverages
+from qsgd_jax import devices, fourier
+from qsgd_jax.circuit import Circuit, Readout
+
+# 65,536 tapes are about 4 seconds on lightning.qubit and 1 GB of host memory; 2²²
+# coefficients are 32 MiB of constants in every compiled step.
+_MAX_SETTINGS = 2**16
+_MAX_COEFFICIENTS = 2**22
+_EXECUTIONS = ("auto", "fourier", "direct")
+_KEY_IMPLEMENTATION = "threefry2x32"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Superposition:
+    r"""How parameters become superposition weights.
+
+    .. math:: w_j(\theta) = \langle Z_j \rangle_{\theta_1 \dots \theta_n} \in [-1, 1]
+
+    Coordinates of each tensor are grouped into blocks of `circuit.n_qubits`, and the
+    circuit answers a weight for each coordinate of a block. Everything in it is static:
+    `optax.inject_hyperparams` leaves it alone.
+
+    Args:
+      circuit: the circuit that weighs a block.
+      coverage: `"leading"`, the first `n_qubits` row-major coordinates of each tensor as
+        one block (the paper), or `"everywhere"`, all coordinates, in blocks of adjacent
+        rows (the last axis but one; the only axis of a vector).
+      device: a PennyLane device name or instance.
+      execution: `"fourier"` probes the circuit once, on a grid of `(2 uploads + 1)^n_qubits`
+        settings, and evaluates the polynomial that it is; `"direct"` runs the circuit at
+        every block in every step; `"auto"` is `"fourier"` where the grid is small enough.
+      shots: `None` for exact expectations; `k` for the mean of k joint measurements of
+        all qubits, fresh in each step and block.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if an argument is not among the allowed values, the device is not
+        installed or too small, or the Fourier grid is too large.
+
+    Example:
+      >>> import qsgd_jax as qsgd
+      >>> circuit = qsgd.Circuit(n_qubits=4, depth=2)
+      >>> superposition = qsgd.Superposition(circuit, coverage="everywhere", shots=16)
+
+    References:
+      Eq. 2 of Pamuk, Özdemir, Kocabay, arXiv:2511.01918; Schuld, Sweke, Meyer,
+      arXiv:2008.08605.
+    """
+
+    circuit: Circuit = dataclasses.field(default_factory=Circuit)
+    coverage: coverages.Coverage = "leading"
+    device: Any = "lightning.qubit"
+    execution: str = "auto"
+    shots: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.circuit, Circuit):
+            raise TypeError(f"circuit={self.circuit!r} must be a qsgd_jax.Circuit.")
+        for name, allowed in (
+            ("coverage", get_args(coverages.Coverage)),
+            ("execution", _EXECUTIONS),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(
+                    f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}."
+                )
+        if self.shots is not None:
+            if isinstance(self.shots, bool) or not isinstance(self.shots, (int, np.integer)):
+                raise TypeError(f"shots={self.shots!r} must be None or an integer of at least 1.")
+            if self.shots < 1:
+                raise ValueError(f"shots={self.shots} must be None or at least 1.")
+        if self.execution == "fourier" and not self._grid_fits:
+            raise ValueError(
+                f"execution='fourier' needs {self._n_settings} probe settings of "
+                f"{self.circuit.n_outputs(self.readout)} outputs for n_qubits="
+                f"{self.circuit.n_qubits}, uploads={self.circuit.uploads}; allowed are at most "
+                f"{_MAX_SETTINGS} settings and {_MAX_COEFFICIENTS} values. "
+                "execution='direct' serves such a circuit."
+            )
+        # Opening the device now makes a wrong one fail here. Traced angles are probed now
+        # as well: a probe first needed inside `lax.scan` would leak that loop's tracers.
+        _ = self._device
+        if self.circuit.traced and self._fourier:
+            _ = self.coefficients
+
+    @functools.cached_property
+    def _device(self):
+        return devices.open_device(self.device, self.circuit.n_qubits)
+
+    @property
+    def readout(self) -> Readout:
+        """What the circuit is asked for; joint samples need joint probabilities."""
+        return "expectation" if self.shots is None else "probabilities"
+
+    @property
+    def _n_settings(self) -> int:
+        return fourier.n_settings(self.circuit.n_qubits, self.circuit.uploads)
+
+    @property
+    def _grid_fits(self) -> bool:
+        values = self._n_settings * self.circuit.n_outputs(self.readout)
+        return self._n_settings <= _MAX_SETTINGS and values <= _MAX_COEFFICIENTS
+
+    @property
+    def _fourier(self) -> bool:
+        return self.execution != "direct" and self._grid_fits
+
+    @functools.cached_property
+    def coefficients(self):
+        """The circuit's Fourier coefficients, `(outputs, 2 uploads + 1, …)`, probed once.
+
+        Returns:
+          A float64 NumPy array, or a JAX array where the circuit's angles are traced.
+        """
+        n, degree = self.circuit.n_qubits, self.circuit.uploads
+        grid = fourier.probe_grid(n, degree)
+        values = devices.run(self.circuit, self._device, grid, self.readout)
+        if isinstance(values, np.ndarray) and not np.isfinite(values).all():
+            raise ValueError(f"device={self._device.name!r} answered with values not finite.")
+        return fourier.coefficients(values, n, degree)
+
+    def weights(self, params: PyTree[Array], key: Array | None = None) -> PyTree[Array]:
+        """The weight of every coordinate; see `superposition_weights`.
+
+        Args:
+          params: arrays of any shape and dtype.
+          key: the step's typed random key; needed with `shots` only.
+
+        Returns:
+          For each leaf an array of its shape, float32 (float64 for double precision);
+          complex for complex leaves, whose two parts are weighed as two real leaves;
+          zeros for leaves that are not inexact numbers.
+        """
+        paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+        parts: list[Array] = []
+        keys: list[Array] = []
+        for path, leaf in paths_and_leaves:
+            for i, part in enumerate(real_parts(leaf)):
+                parts.append(part.astype(jnp.promote_types(part.dtype, jnp.float32)))
+                if key is not None:
+                    keys.append(_leaf_key(key, path, i))
+        weights: list[Array] = [jnp.zeros(())] * len(parts)
+        for dtype in dict.fromkeys(part.dtype for part in parts):
+            chosen = [i for i, part in enumerate(parts) if part.dtype == dtype]
+            leaf_keys = [keys[i] for i in chosen] if keys else []
+            answers = self._weigh([parts[i] for i in chosen], leaf_keys)
+            for i, answer in zip(chosen, answers, strict=True):
+                weights[i] = answer
+        stream = iter(weights)
+        return treedef.unflatten(
+            from_real_parts([next(stream) for _ in real_parts(leaf)], jnp.shape(leaf))
+            for _, leaf in paths_and_leaves
+        )
+
+    def _weigh(self, parts: list[Array], keys: list[Array]) -> list[Array]:
+        """The weights of real leaves of one dtype."""
+        n = self.circuit.n_qubits
+        if self.coverage == "leading":
+            # One block a leaf: all leaves together are one small batch, so that neither
+            # the compiled code nor the number of device calls grows with the model.
+            heads = [coverages.leading_block(part, n) for part in parts]
+            joined = [jnp.stack(column) for column in zip(*heads, strict=True)]
+            columns = self._outputs([joined])[0]
+            if self.shots is not None:
+                columns = jax.vmap(self._sample)(columns, jnp.stack(keys))
+            rows = zip(*columns, strict=True)
+            pairs = zip(rows, parts, strict=True)
+            return [coverages.from_leading_block(list(row), part.shape) for row, part in pairs]
+        line = fourier.elementwise(self.coefficients) if self._fourier else None
+        if line is not None:
+            return [fourier.evaluate(line, [part])[0] for part in parts]
+        answers = self._outputs([coverages.blocks(part, n) for part in parts])
+        if self.shots is not None:
+            answers = [self._sample(a, key) for a, key in zip(answers, keys, strict=True)]
+        return [
+            coverages.from_blocks(answer, part.shape)
+            for answer, part in zip(answers, parts, strict=True)
+        ]
+
+    def _outputs(self, block_sets: list[list[Array]]) -> list[list[Array]]:
+        """The circuit's exact answers for sets of blocks, each `n` arrays of one shape."""
+        if self._fourier:
+            return [fourier.evaluate(self.coefficients, thetas) for thetas in block_sets]
+        shapes = [thetas[0].shape for thetas in block_sets]
+        batch = jnp.concatenate(
+            [jnp.stack([theta.ravel() for theta in thetas], -1) for thetas in block_sets]
+        )
+        answers = jnp.asarray(
+            devices.run(self.circuit, self._device, batch, self.readout), batch.dtype
+        )
+        ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+        return [
+            [column.reshape(shape) for column in split.T]
+            for split, shape in zip(jnp.split(answers, ends), shapes, strict=True)
+        ]
+
+    def _sample(self, probabilities: list[Array], key: Array) -> list[Array]:
+        return _mean_of_shots(self.circuit.n_qubits, self.shots)(probabilities, key)
+
+
+def superposition_weights(
+    superposition: Superposition, params: PyTree[Array], *, key: Array | int = 0
+) -> PyTree[Array]:
+    r"""What the circuit says about parameters: the weight of every coordinate.
+
+    .. math:: w_j(\theta) = \langle Z_j \rangle_{\theta_1 \dots \theta_n}
+
+    Args:
+      superposition: circuit, coverage and device.
+      params: arrays of any shape and dtype.
+      key: a seed or a random key; used with `shots` only. The transforms draw the same
+        sample in their first step from the same key.
+
+    Returns:
+      For each leaf an array of its shape with values in [−1, 1], zero where no weight
+      acts; float32, or float64 for double precision. A complex leaf is weighed as two
+      real ones and gets a complex array.
+
+    Raises:
+      TypeError: if `key` is neither a seed nor a threefry key.
+
+    Example:
+      >>> import jax.numpy as jnp, qsgd_jax as qsgd
+      >>> params = {"bias": jnp.array([0.5, -0.5, 0.0, 1.0, 0.5])}
+      >>> print(qsgd.superposition_weights(qsgd.Superposition(), params)["bias"])
+      [ 1. -1.  0.  0.  0.]
+
+    References:
+      Eq. 2 of Pamuk, Özdemir, Kocabay, arXiv:2511.01918.
+    """
+    return superposition.weights(params, step_key(key_data(key), 0))
+
+
+def real_parts(leaf: Any) -> tuple[Array, ...]:
+    """A leaf as real arrays: itself, the two parts of a complex one, none of any other."""
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return jnp.real(leaf), jnp.imag(leaf)
+    return (leaf,) if jnp.issubdtype(leaf.dtype, jnp.floating) else ()
+
+
+def from_real_parts(parts: list[Array], shape: tuple[int, ...]) -> Array:
+    """The inverse of `real_parts`; zeros of `shape` where there are none."""
+    if not parts:
+        return jnp.zeros(shape)
+    return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)
+
+
+def key_data(key: Array | int) -> UInt32[Array, "2"]:
+    """Raw data of a random key, from a seed, a typed threefry key or raw data.
+
+    Typed keys in an optimizer's state break `flax.serialization`.
+    """
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        key = jax.random.key(key, impl=_KEY_IMPLEMENTATION)
+    if isinstance(key, (jax.Array, np.ndarray)):
+        if jnp.issubdtype(key.dtype, jnp.integer) and key.shape == ():
+            key = jax.random.key(jnp.asarray(key), impl=_KEY_IMPLEMENTATION)
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key = jax.random.key_data(jnp.asarray(key))
+        if key.dtype == jnp.uint32 and key.shape == (2,):
+            return jnp.asarray(key)
+    raise TypeError(f"key={key!r} must be an integer seed or one {_KEY_IMPLEMENTATION} key.")
+
+
+def step_key(data: UInt32[Array, "2"], count: Array | int) -> Array:
+    """The typed random key of the step `count`."""
+    return jax.random.fold_in(jax.random.wrap_key_data(data, impl=_KEY_IMPLEMENTATION), count)
+
+
+def _leaf_key(key: Array, path: tuple, part: int) -> Array:
+    """A stream for each leaf, by its path: an index would repeat under `optax.partition`."""
+    name = f"{jax.tree_util.keystr(path)}#{part}"
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+@functools.cache
+def _mean_of_shots(n: int, shots: int):
+    """A function `(probabilities, key) -> weights`: the mean of joint measurements of Z.
+
+    Each probability within 1e-4 (float32; 1e-10 in float64) below zero is rounding and
+    counts as zero; anything further below makes the block's weights NaN.
+    """
+
+    @jax.custom_jvp
+    def sample(probabilities: list[Array], key: Array) -> list[Array]:
+        shape, dtype = probabilities[0].shape, probabilities[0].dtype
+        tolerance = 1e-10 if dtype == jnp.float64 else 1e-4
+        steps, total = [], jnp.zeros(shape, dtype)
+        for p in probabilities:
+            total += jnp.where(p < -tolerance, jnp.nan, jnp.maximum(p, 0))
+            steps.append(total)
+
+        def shot(sums, key):
+            level = jax.random.uniform(key, shape, dtype) * total
+            outcome = sum((level >= step).astype(jnp.int32) for step in steps[:-1])
+            return [s + 1 - 2 * (outcome >> (n - 1 - j) & 1) for j, s in enumerate(sums)], None
+
+        start = [jnp.zeros(shape, dtype)] * n
+        sums, _ = jax.lax.scan(shot, start, jax.random.split(key, shots))
+        return [jnp.where(jnp.isnan(total), jnp.nan, s / shots) for s in sums]
+
+    @sample.defjvp
+    def _refuse(primals, tangents):
+        raise TypeError(
+            f"Weights sampled with shots={shots} cannot be differentiated; shots=None can."
+        )
+
+    return sample
