@@ -1,0 +1,1 @@
+"""Scripts that measure qsgd_jax; run them as `python -m benchmarks.<name>`."""

@@ -1,0 +1,155 @@
+"""What the benchmark scripts share: provenance, intervals, tables, figures, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+matplotlib.use("Agg")  # No display is needed to write a PNG.
+import matplotlib.pyplot as plt  # noqa: E402
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "pennylane", "pennylane-lightning", "numpy")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its two-sided confidence interval; the half width of one value is NaN."""
+
+    mean: float
+    half_width: float
+    n: int
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """Return mean, bounds and size; JSON has no NaN, so null stands for what is unknown."""
+        low, high = self.mean - self.half_width, self.mean + self.half_width
+        return {"mean": finite(self.mean), "low": finite(low), "high": finite(high), "n": self.n}
+
+
+def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+    """Student's t interval of a mean; all NaN if any value is infinite."""
+    array = np.asarray(values, dtype=float)
+    if not np.isfinite(array).all():
+        return Interval(float("nan"), float("nan"), len(array))
+    if len(array) < 2:
+        return Interval(float(array.mean()), float("nan"), len(array))
+    quantile = stats.t.ppf((1 + confidence) / 2, len(array) - 1)
+    return Interval(float(array.mean()), float(quantile * stats.sem(array)), len(array))
+
+
+def finite(value: float) -> float | None:
+    """Return the value, or None for what JSON cannot write."""
+    return value if np.isfinite(value) else None
+
+
+def provenance() -> dict[str, Any]:
+    """Say what ran where: versions, device, arguments, git revision, date.
+
+    Absolute paths are reduced to their last part: results are published, machines are not.
+    """
+    device = jax.devices()[0]
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": ["=".join(map(_without_folder, word.split("="))) for word in sys.argv],
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "device": {"platform": device.platform, "kind": device.device_kind},
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def git_revision() -> dict[str, Any]:
+    """Return the checked-out commit, and whether the working tree differs from it."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            return subprocess.run(
+                ["git", *arguments],
+                cwd=Path(__file__).parent,
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    status = git("status", "--porcelain")
+    return {"revision": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _without_folder(word: str) -> str:
+    return Path(word).name if Path(word).is_absolute() else word
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write strict JSON: a value that is not finite is an error, not `NaN` in the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()
+) -> None:
+    """Print a table: first column to the left, figures to the right, notes below."""
+    table = Table(title=title, title_justify="left", caption="\n".join(notes) or None)
+    table.caption_justify = "left"
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def plot_curves(
+    path: Path,
+    curves: Mapping[str, Float[np.ndarray, "seeds epochs+1"]],
+    *,
+    title: str,
+    ylabel: str,
+    lines: Mapping[str, float] | None = None,
+) -> None:
+    """Draw the mean over seeds of each curve from epoch 0, its 95 % band, and labelled levels."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for label, values in curves.items():
+        epochs = np.arange(values.shape[1])
+        intervals = [t_interval(column) for column in values.T]
+        mean = np.array([interval.mean for interval in intervals])
+        half_width = np.array([interval.half_width for interval in intervals])
+        (line,) = axes.plot(epochs, mean, label=f"{label} ({len(values)} seeds)")
+        axes.fill_between(
+            epochs, mean - half_width, mean + half_width, color=line.get_color(), alpha=0.2, lw=0
+        )
+    for label, level in (lines or {}).items():
+        axes.axhline(level, color="0.6", lw=0.8, ls="--")
+        axes.annotate(label, (0, level), va="bottom", fontsize="small", color="0.4")
+    axes.set(title=title, xlabel="epoch", ylabel=ylabel)
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
