@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from types import NoneType
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -309,7 +310,7 @@ def _check_quantum_weight(quantum_weight: Any) -> None:
     if callable(quantum_weight) or isinstance(quantum_weight, Tracer):
         return
     allowed = "a finite real number, a scalar array or a schedule"
-    if isinstance(quantum_weight, (bool, str)) or not np.isrealobj(quantum_weight):
+    if isinstance(quantum_weight, (bool, str, NoneType)) or not np.isrealobj(quantum_weight):
         raise TypeError(f"quantum_weight={quantum_weight!r} must be {allowed}.")
     try:
         value = np.asarray(quantum_weight, np.float64)

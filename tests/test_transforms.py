@@ -1,0 +1,383 @@
+"""The transforms against Eq. 1 in NumPy, `optax.adamw` and central differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import qsgd_jax as qsgd
+
+FORMS = ("gradient", "update", "moments")
+ENTANGLED = qsgd.Circuit(n_qubits=2, depth=2, seed=3)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def _params(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (6, 5), "bias": (5,), "scale": (), "narrow": (3, 2)}
+    return {name: jnp.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+
+
+def _loss(params):
+    """A smooth function whose gradients are of order one and mix the leaves."""
+    terms = [jnp.sum((leaf - 0.3) ** 2 + jnp.sin(2 * leaf)) for leaf in jax.tree.leaves(params)]
+    return sum(terms) + terms[0] * terms[1] / 50
+
+
+def _train(optimizer, params, steps, state=None):
+    return _train_with(lambda _: optimizer, 0.0, params, steps, state)
+
+
+def _train_with(make, strength, params, steps, state=None):
+    """Train by the optimizer `make(strength)`, built where `strength` is traced."""
+
+    @jax.jit
+    def step(strength, params, state):
+        optimizer = make(strength)
+        updates, state = optimizer.update(jax.grad(_loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = make(strength).init(params) if state is None else state
+    for _ in range(steps):
+        params, state = step(strength, params, state)
+    return params, state
+
+
+def _sine(theta):
+    return np.sin(np.pi * theta)
+
+
+def _sine_of_the_first_four(theta):
+    weights = _sine(theta).ravel()
+    weights[4:] = 0
+    return weights.reshape(theta.shape)
+
+
+def _entangled_pairs_of_rows(theta):
+    """Every block of two adjacent rows by a direct run of the circuit."""
+    qnode = ENTANGLED.qnode("lightning.qubit")
+    padded = np.atleast_1d(theta)
+    columns = padded[:, None] if padded.ndim == 1 else padded
+    weights = np.zeros((len(columns) + 1, columns.shape[1]))
+    for row in range(0, len(columns), 2):
+        block = np.zeros((2, columns.shape[1]))
+        block[: len(columns[row : row + 2])] = columns[row : row + 2]
+        for column in range(columns.shape[1]):
+            weights[row : row + 2, column] = qnode(block[:, column])
+    return weights[: len(columns)].reshape(theta.shape)
+
+
+COVERAGES = {
+    "leading": (qsgd.Superposition(), _sine_of_the_first_four),
+    "everywhere": (qsgd.Superposition(coverage="everywhere"), _sine),
+    "entangled": (qsgd.Superposition(ENTANGLED, coverage="everywhere"), _entangled_pairs_of_rows),
+}
+
+
+def _reference(params, weigh, weight, learning_rate, strength, decay, steps):
+    """Eq. 1 and the two other forms, written out in NumPy float64."""
+    theta = {name: np.asarray(x, np.float64) for name, x in params.items()}
+    m = {name: np.zeros_like(x) for name, x in theta.items()}
+    v = {name: np.zeros_like(x) for name, x in theta.items()}
+    for t in range(steps):
+        gradients = jax.grad(_loss)({name: jnp.asarray(x) for name, x in theta.items()})
+        for name in theta:
+            g, q = np.asarray(gradients[name]), strength(t) * weight(theta[name])
+            moments_of = g * (1 + q) if weigh == "moments" else g
+            m[name] = 0.9 * m[name] + 0.1 * moments_of
+            v[name] = 0.999 * v[name] + 0.001 * moments_of**2
+            m_hat, v_hat = m[name] / (1 - 0.9 ** (t + 1)), v[name] / (1 - 0.999 ** (t + 1))
+            u = m_hat / (np.sqrt(v_hat) + 1e-8)
+            u = u + q * g if weigh == "gradient" else u * (1 + q) if weigh == "update" else u
+            theta[name] = theta[name] - learning_rate(t) * (u + decay * theta[name])
+    return theta
+
+
+@pytest.mark.parametrize("coverage", COVERAGES)
+@pytest.mark.parametrize("weigh", FORMS)
+def test_fifty_steps_equal_the_equation_in_numpy(float64, weigh, coverage):
+    superposition, weight = COVERAGES[coverage]
+
+    def learning_rate(t):
+        return 0.02 - 0.019 * jnp.float64(jnp.minimum(t, 40)) / 40
+
+    def strength(t):
+        return 0.5 - 0.4 * jnp.float64(jnp.minimum(t, 30)) / 30
+
+    optimizer = qsgd.superpositional_adamw(
+        learning_rate,
+        weight_decay=0.01,
+        quantum_weight=strength,
+        weigh=weigh,
+        superposition=superposition,
+    )
+    params = _params(jnp.float64)
+    result, _ = _train(optimizer, params, 50)
+    expected = _reference(params, weigh, weight, learning_rate, strength, 0.01, 50)
+    for name in params:
+        np.testing.assert_allclose(result[name], expected[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["static", "array", "traced", "scheduled"])
+@pytest.mark.parametrize("coverage", COVERAGES)
+@pytest.mark.parametrize("weigh", FORMS)
+def test_quantum_weight_zero_is_adamw_bit_for_bit(weigh, coverage, kind):
+    params = {"wide": jax.random.normal(jax.random.key(0), (64, 96)), **_params()}
+    settings = {"weight_decay": 0.02, "b1": 0.85, "eps": 1e-6}
+
+    def superpositional(strength):
+        return qsgd.superpositional_adamw(
+            3e-3,
+            quantum_weight=strength,
+            weigh=weigh,
+            superposition=COVERAGES[coverage][0],
+            **settings,
+        )
+
+    expected, _ = _train(optax.adamw(3e-3, **settings), params, 10)
+    if kind == "traced":
+        result, _ = _train_with(superpositional, jnp.zeros(()), params, 10)
+    else:
+        zero = {"static": 0.0, "array": jnp.zeros(()), "scheduled": lambda count: 0.0 * count}
+        result, _ = _train(superpositional(zero[kind]), params, 10)
+    for name in params:
+        np.testing.assert_array_equal(result[name], expected[name])
+
+
+def test_any_transformation_can_be_superposed():
+    params, superposition = _params(), qsgd.Superposition(coverage="everywhere")
+    gradients = jax.grad(_loss)(params)
+    optimizer = qsgd.superpose(optax.scale_by_lion(), 0.7, superposition)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    for name, g in gradients.items():
+        expected = np.sign(g) + 0.7 * _sine(np.asarray(params[name])) * g
+        np.testing.assert_allclose(updates[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_inner_transformation_receives_the_extra_arguments():
+    seen = {}
+
+    def update(updates, state, params=None, **extra_args):
+        seen.update(extra_args)
+        return updates, state
+
+    inner = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    optimizer = qsgd.superpose(inner)
+    params = _params()
+    optimizer.update(params, optimizer.init(params), params, value=3.0)
+    assert seen == {"value": 3.0}
+
+
+def test_schedule_is_asked_for_the_count_before_the_increment():
+    params = {"a": jnp.full((4,), 0.5)}
+    optimizer = qsgd.scale_by_superposition(lambda count: jnp.where(count == 0, 0.25, 0.0))
+    state = optimizer.init(params)
+    first, state = optimizer.update(params, state, params)
+    second, state = optimizer.update(params, state, params)
+    np.testing.assert_allclose(first["a"], 0.5 * 1.25)
+    np.testing.assert_array_equal(second["a"], params["a"])
+    assert int(optax.tree.get(state, "count")) == 2
+
+
+def test_leading_touches_four_coordinates_of_each_tensor_and_everywhere_all():
+    params, plain = _params(), optax.adamw(1e-2)
+    expected, _ = _train(plain, params, 1)
+    for coverage, most in (("leading", 4), ("everywhere", 10**9)):
+        optimizer = qsgd.superpositional_adamw(
+            1e-2, quantum_weight=0.5, superposition=qsgd.Superposition(coverage=coverage)
+        )
+        result, _ = _train(optimizer, params, 1)
+        for name, leaf in params.items():
+            moved = np.flatnonzero(np.asarray(result[name] != expected[name]))
+            np.testing.assert_array_equal(moved, np.arange(min(most, leaf.size)))
+
+
+@pytest.mark.parametrize("device", ["default.qubit", "lightning.qubit"])
+@pytest.mark.parametrize("weigh", FORMS)
+def test_hypergradients_equal_central_differences(float64, weigh, device):
+    params = {name: _params(jnp.float64)[name] for name in ("kernel", "bias")}
+    angles = jnp.asarray(np.random.default_rng(1).uniform(-3, 3, (2, 3, 2)))
+
+    def meta_loss(strength, learning_rate, angles):
+        circuit = qsgd.Circuit(n_qubits=3, depth=2, weights=angles)
+        superposition = qsgd.Superposition(circuit, coverage="everywhere", device=device)
+        optimizer = qsgd.superpositional_adamw(
+            learning_rate, quantum_weight=strength, weigh=weigh, superposition=superposition
+        )
+        theta, state = params, optimizer.init(params)
+        for _ in range(5):
+            updates, state = optimizer.update(jax.grad(_loss)(theta), state, theta)
+            theta = optax.apply_updates(theta, updates)
+        return _loss(theta)
+
+    point = (jnp.float64(0.5), jnp.float64(0.05), angles)
+    gradient = jax.jit(jax.grad(meta_loss, argnums=(0, 1, 2)))(*point)
+    value = jax.jit(meta_loss)
+    flat, unravel = jax.flatten_util.ravel_pytree(point)
+    step = 1e-5
+    numeric = [
+        (value(*unravel(flat + step * e)) - value(*unravel(flat - step * e))) / (2 * step)
+        for e in np.eye(len(flat))
+    ]
+    analytic, _ = jax.flatten_util.ravel_pytree(gradient)
+    np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-8)
+    assert np.abs(analytic[2:]).max() > 1e-3  # the angles do matter
+    probes = str(jax.make_jaxpr(meta_loss)(*point)).count("pure_callback[")
+    assert probes == (1 if device == "lightning.qubit" else 0)
+
+
+@pytest.mark.parametrize("coverage", COVERAGES)
+def test_compiled_step_holds_no_callback(coverage):
+    optimizer = qsgd.superpositional_adamw(1e-3, superposition=COVERAGES[coverage][0])
+    params = _params()
+    state = optimizer.init(params)
+    assert "callback" not in jax.jit(optimizer.update).lower(params, state, params).as_text()
+    direct = qsgd.scale_by_superposition(0.5, qsgd.Superposition(execution="direct"))
+    text = jax.jit(direct.update).lower(params, direct.init(params), params).as_text()
+    assert "callback" in text
+
+
+SAMPLED = qsgd.Superposition(
+    qsgd.Circuit(n_qubits=3, depth=2, seed=1), coverage="everywhere", shots=2
+)
+
+
+def test_sampled_steps_are_fresh_repeat_by_key_and_survive_scan_and_vmap():
+    params = {"a": jnp.full((6, 2), 0.2), "b": jnp.full((6, 2), 0.2)}
+    ones = jax.tree.map(jnp.ones_like, params)
+    optimizer = qsgd.scale_by_superposition(1.0, SAMPLED, key=7)
+
+    def step(state, _):
+        updates, state = optimizer.update(ones, state, params)
+        return state, updates
+
+    def run(key):
+        state = optimizer.init(params)._replace(key=key)
+        return jax.lax.scan(step, state, length=20)[1]
+
+    keys = jnp.stack([jax.random.key_data(jax.random.key(k)) for k in (7, 8)])
+    draws = jax.jit(jax.vmap(run))(keys)
+    a, b = np.asarray(draws["a"]), np.asarray(draws["b"])
+    assert len(np.unique(a[0].reshape(20, -1), axis=0)) > 15  # steps differ
+    assert not np.array_equal(a[0], a[1])  # keys differ
+    assert not np.array_equal(a[0], b[0])  # leaves differ
+    np.testing.assert_array_equal(a[0], run(keys[0])["a"])  # a key repeats exactly
+    state, alone = optimizer.init(params), []
+    for _ in range(3):
+        updates, state = jax.jit(optimizer.update)(ones, state, params)
+        alone.append(updates["a"])
+    np.testing.assert_array_equal(a[0, :3], np.stack(alone))
+    first = qsgd.superposition_weights(SAMPLED, params, key=7)["a"]
+    np.testing.assert_array_equal(1 + first, alone[0])
+
+
+def test_sampled_weights_refuse_to_be_differentiated_but_their_step_does_not():
+    params = {"a": jnp.full((6, 2), 0.2)}
+
+    def after(steps, strength):
+        optimizer = optax.chain(
+            qsgd.scale_by_superposition(strength, SAMPLED), optax.scale_by_learning_rate(0.1)
+        )
+        theta, state = params, optimizer.init(params)
+        for _ in range(steps):
+            updates, state = optimizer.update(theta, state, theta)
+            theta = optax.apply_updates(theta, updates)
+        return jnp.sum(theta["a"])
+
+    assert np.isfinite(jax.grad(after, argnums=1)(1, 0.5))
+    with pytest.raises(TypeError, match="shots=2 cannot be differentiated"):
+        jax.grad(after, argnums=1)(2, 0.5)
+
+
+def test_diagnostics_tell_norm_and_flips_from_a_jitted_step():
+    params = {"a": jnp.array([-0.5, 0.5, -0.5, 0.5, 0.5]), "b": jnp.array(-0.5)}
+    gradients = {"a": jnp.array([10.0, 10.0, -10.0, 0.1, 1.0]), "b": jnp.array(0.1)}
+    optimizer = optax.chain(qsgd.superpose(optax.scale_by_sign(), 0.5, diagnostics=True))
+    state = optimizer.init(params)
+    assert float(optax.tree.get(state, "relative_norm")) == 0
+    updates, state = jax.jit(optimizer.update)(gradients, state, params)
+    # perturbations λ w g: −5, 5, 5, 0.05, none beyond four; −0.05 on the scalar
+    np.testing.assert_allclose(updates["a"], [-4, 6, 4, 1.05, 1], rtol=1e-6)
+    expected = np.sqrt(3 * 25 + 2 * 0.05**2) / np.sqrt(6)
+    np.testing.assert_allclose(optax.tree.get(state, "relative_norm"), expected, rtol=1e-6)
+    np.testing.assert_allclose(optax.tree.get(state, "flipped_share"), 2 / 5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("weigh", FORMS)
+def test_low_precision_complex_integer_masked_and_missing_leaves(weigh):
+    params = {
+        "half": jnp.full((4,), 0.5, jnp.bfloat16),
+        "complex": jnp.full((4,), 0.5 - 0.5j, jnp.complex64),
+        "integer": jnp.arange(4),
+        "masked": optax.MaskedNode(),
+        "missing": None,
+    }
+    one = {**params, "half": jnp.ones((4,), jnp.bfloat16), "complex": jnp.ones(4) + 1j}
+    optimizer = qsgd.superpose(optax.identity(), 0.5)
+    if weigh != "gradient":
+        optimizer = qsgd.scale_by_superposition(0.5)
+    updates, _ = optimizer.update(one, optimizer.init(params), params)
+    assert updates["half"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(updates["half"], 1.5)
+    np.testing.assert_allclose(updates["complex"], 1.5 + 0.5j, rtol=1e-6)
+    np.testing.assert_array_equal(updates["integer"], params["integer"])
+    assert updates["masked"] == optax.MaskedNode()
+    assert updates["missing"] is None
+
+
+def test_state_initialises_on_abstract_parameters_and_inject_hyperparams_traces_lambda():
+    params = _params()
+    make = optax.inject_hyperparams(qsgd.superpositional_adamw)
+    optimizer = make(1e-2, quantum_weight=0.5)
+    abstract = jax.eval_shape(optimizer.init, params)
+    state = optimizer.init(params)
+    assert jax.tree.structure(abstract) == jax.tree.structure(state)
+    assert {"learning_rate", "quantum_weight"} <= set(state.hyperparams)
+    state.hyperparams["quantum_weight"] = jnp.float32(0.0)
+    result, _ = _train(optimizer, params, 3, state)
+    expected, _ = _train(optax.inject_hyperparams(optax.adamw)(1e-2), params, 3)
+    for name in params:
+        np.testing.assert_array_equal(result[name], expected[name])
+
+
+@pytest.mark.parametrize("make", [qsgd.scale_by_superposition, qsgd.superpositional_adamw])
+def test_update_without_params_gives_optax_own_message(make):
+    optimizer, params = make(0.1), _params()
+    with pytest.raises(ValueError) as own:
+        optax.add_decayed_weights(0.1).update(params, optax.EmptyState(), None)
+    with pytest.raises(ValueError) as ours:
+        optimizer.update(params, optimizer.init(params))
+    assert str(ours.value) == str(own.value)
+
+
+def test_updates_of_another_shape_are_refused():
+    optimizer = qsgd.scale_by_superposition(0.5)
+    params = {"a": jnp.ones((2, 3))}
+    with pytest.raises(ValueError, match=r"\(3,\).*\(2, 3\)"):
+        optimizer.update({"a": jnp.ones(3)}, optimizer.init(params), params)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"quantum_weight": float("nan")}, ValueError, "quantum_weight=nan.*finite"),
+        ({"quantum_weight": jnp.inf}, ValueError, "quantum_weight=inf.*finite"),
+        ({"quantum_weight": jnp.ones(3)}, ValueError, "quantum_weight=.*scalar"),
+        ({"quantum_weight": "0.5"}, TypeError, "quantum_weight='0.5'.*finite real number"),
+        ({"quantum_weight": 1j}, TypeError, "quantum_weight=1j.*real"),
+        ({"quantum_weight": None}, TypeError, "quantum_weight=None.*real"),
+        ({"weigh": "grad"}, ValueError, "weigh='grad'.*'gradient', 'update' or 'moments'"),
+        ({"superposition": qsgd.Circuit()}, TypeError, "superposition=.*Superposition"),
+        ({"key": 0.5}, TypeError, "key=0.5.*seed"),
+        ({"key": jax.random.key(0, impl="rbg")}, TypeError, "key=.*threefry2x32"),
+    ],
+)
+def test_bad_arguments_are_refused_at_construction(options, error, message):
+    with pytest.raises(error, match=message):
+        qsgd.superpositional_adamw(1e-3, **options)
