@@ -57,7 +57,15 @@ def _adamw_arguments(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-ARMS: dict[str, Arm] = {"adam": Arm("Adam", "optax.adamw", _adam)}
+# The paper's four arms.
+ARMS: dict[str, Arm] = {
+    "adam": Arm("Adam", "optax.adamw", _adam),
+    "moments": superposed(
+        "moment updates", "weighed gradient into Adam, λ = 0.5", quantum_weight=0.5, weigh="moments"
+    ),
+    "lambda-0.1": superposed("λ = 0.1", "Eq. 1, λ = 0.1", quantum_weight=0.1, weigh="gradient"),
+    "lambda-0.5": superposed("λ = 0.5", "Eq. 1, λ = 0.5", quantum_weight=0.5, weigh="gradient"),
+}
 
 _OPTIMIZER_KEYS: Mapping[str, Callable[[str], Any]] = {"quantum_weight": float, "weigh": str}
 _SUPERPOSITION_KEYS: Mapping[str, Callable[[str], Any]] = {

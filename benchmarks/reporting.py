@@ -23,7 +23,7 @@ from rich.table import Table
 from scipy import stats
 
 matplotlib.use("Agg")  # No display is needed to write a PNG.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "pennylane", "pennylane-lightning", "numpy")
 

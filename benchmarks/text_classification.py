@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     arms = {name: ARMS[name] for name in args.arms}
     for name, arm in args.arm:
-        if name in arms:
+        if name in arms or name in (other.label for other in arms.values()):
             parser.error(f"argument --arm: there are two arms called {name!r}")
         arms[name] = arm
     try:

@@ -7,6 +7,7 @@
 """
 
 import math
+from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -131,12 +132,17 @@ def _run_chunk(circuit, device, readout, encoding, angles) -> np.ndarray:
     def tape(encoding, angles):
         return make_qscript(circuit.run)(encoding, angles, readout, _wires(circuit, device))
 
-    if isinstance(device, DefaultQubit):
-        tapes = [tape(encoding, angles)]  # it simulates a broadcast tape in one go
-        (answers,) = qml.execute(tapes, device, diff_method=None)
+    if isinstance(device, DefaultQubit):  # it simulates a broadcast tape in one go
+        (answers,) = qml.execute([tape(encoding, angles)], device, diff_method=None)
         answers = answers if readout == "probabilities" else np.stack(answers, axis=-1)
-    else:
-        tapes = [tape(e, a) for e, a in zip(encoding, angles, strict=True)]
+    else:  # binding parameters into one tape takes half the time of queueing its gates anew
+        template = tape(encoding[0], angles[0])
+        layers = zip_longest(np.moveaxis(encoding, 1, 0), np.moveaxis(angles, 1, 0))
+        parameters = np.concatenate(
+            [x.reshape(len(encoding), -1) for pair in layers for x in pair if x is not None], axis=1
+        )
+        indices = range(parameters.shape[1])
+        tapes = [template.bind_new_parameters(row, indices) for row in parameters]
         answers = qml.execute(tapes, device, diff_method=None)
     return np.asarray(answers, np.float64).reshape(len(encoding), -1)
 

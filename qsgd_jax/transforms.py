@@ -118,13 +118,16 @@ def scale_by_superposition(
     def init(params: optax.Params) -> Any:
         del params
         return ScaleBySuperpositionState(
-            jnp.zeros((), jnp.int32), seed, _no_perturbation() if diagnostics else None
+            jnp.zeros((), jnp.int32), jnp.copy(seed), _no_perturbation() if diagnostics else None
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         del extra_args
-        weights, strength = _weights_and_strength(chosen, quantum_weight, state, params)
-        scaled = _map_leaves(_scaled, strength, weights, updates)
+        strength, step = _strength_and_key(chosen, quantum_weight, state, params)
+        weights = chosen.weights(params, step)
+        scaled = _on_real_parts(
+            lambda u, w: u * (1 + jnp.asarray(strength, w.dtype) * w), updates, weights
+        )
         report = _report(chosen, updates, scaled) if diagnostics else None
         return scaled, ScaleBySuperpositionState(_next(state.count), state.key, report)
 
@@ -182,12 +185,17 @@ def superpose(
 
     def init(params: optax.Params) -> Any:
         report = _no_perturbation() if diagnostics else None
-        return SuperposeState(jnp.zeros((), jnp.int32), seed, report, wrapped.init(params))
+        return SuperposeState(
+            jnp.zeros((), jnp.int32), jnp.copy(seed), report, wrapped.init(params)
+        )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        weights, strength = _weights_and_strength(chosen, quantum_weight, state, params)
+        strength, step = _strength_and_key(chosen, quantum_weight, state, params)
+        perturbation = chosen.perturbation(params, updates, step)
         steps, inner_state = wrapped.update(updates, state.inner_state, params, **extra_args)
-        perturbed = _map_leaves(_superposed, strength, weights, steps, updates)
+        perturbed = _on_real_parts(
+            lambda u, q: u + jnp.asarray(strength, q.dtype) * q, steps, perturbation
+        )
         report = _report(chosen, steps, perturbed) if diagnostics else None
         return perturbed, SuperposeState(_next(state.count), state.key, report, inner_state)
 
@@ -324,43 +332,31 @@ def _next(count: Int32[Array, ""]) -> Int32[Array, ""]:
     return cast(Array, optax.safe_increment(count))
 
 
-def _weights_and_strength(superposition, quantum_weight, state, params):
+def _strength_and_key(superposition, quantum_weight, state, params):
     if params is None:
         raise ValueError(NO_PARAMS_MSG)
-    key = None if superposition.shots is None else step_key(state.key, state.count)
     strength = quantum_weight(state.count) if callable(quantum_weight) else quantum_weight
-    return superposition.weights(params, key), strength
+    return strength, None if superposition.shots is None else step_key(state.key, state.count)
 
 
-def _scaled(strength, weight, update):
-    return update * (1 + strength * weight)
+def _on_real_parts(rule, updates: PyTree, others: PyTree) -> PyTree:
+    """`rule(update, other)` of real arrays on each leaf; all but inexact leaves pass."""
 
-
-def _superposed(strength, weight, step, gradient):
-    return step + strength * weight * gradient
-
-
-def _map_leaves(rule, strength, weights: PyTree, updates: PyTree, *others: PyTree) -> PyTree:
-    """`rule` of real arrays on each leaf, complex ones as two, all else passed through."""
-
-    def on_leaf(update: Any, weight: Any, *other: Any):
+    def on_leaf(update: Any, other: Any):
         if update is None:
             return None
-        parts, shape = real_parts(update), jnp.shape(update)
-        if not parts or len(real_parts(weight)) != len(parts):
-            return update
-        if shape != weight.shape:
+        if jnp.shape(update) != jnp.shape(other):
             raise ValueError(
-                f"updates of shape {shape} do not match params of shape {weight.shape}."
+                f"update of shape {jnp.shape(update)} does not match its parameter of shape "
+                f"{jnp.shape(other)}."
             )
         results = []
-        for w, *xs in zip(real_parts(weight), parts, *map(real_parts, other), strict=True):
-            dtype = jnp.promote_types(w.dtype, xs[0].dtype)
-            result = rule(jnp.asarray(strength, dtype), *(x.astype(dtype) for x in (w, *xs)))
-            results.append(result.astype(xs[0].dtype))
-        return from_real_parts(results, shape)
+        for x, y in zip(real_parts(update), real_parts(other), strict=False):
+            dtype = jnp.promote_types(x.dtype, y.dtype)
+            results.append(rule(x.astype(dtype), y.astype(dtype)).astype(x.dtype))
+        return from_real_parts(results, jnp.shape(update)) if results else update
 
-    return jax.tree.map(on_leaf, updates, weights, *others, is_leaf=lambda x: x is None)
+    return jax.tree.map(on_leaf, updates, others, is_leaf=lambda x: x is None)
 
 
 def _no_perturbation() -> PerturbationDiagnostics:

@@ -356,11 +356,22 @@ def test_update_without_params_gives_optax_own_message(make):
     assert str(ours.value) == str(own.value)
 
 
-def test_updates_of_another_shape_are_refused():
-    optimizer = qsgd.scale_by_superposition(0.5)
+@pytest.mark.parametrize("weigh", FORMS)
+def test_updates_of_another_shape_are_refused(weigh):
+    optimizer = qsgd.scale_by_superposition()
+    if weigh == "gradient":
+        optimizer = qsgd.superpose(optax.identity())
     params = {"a": jnp.ones((2, 3))}
-    with pytest.raises(ValueError, match=r"\(3,\).*\(2, 3\)"):
+    with pytest.raises(ValueError, match=r"shape \(3,\).*\(2, 3\)"):
         optimizer.update({"a": jnp.ones(3)}, optimizer.init(params), params)
+
+
+def test_donated_state_does_not_take_the_next_run_with_it():
+    optimizer, params = qsgd.superpositional_adamw(0.1), _params()
+    step = jax.jit(optimizer.update, donate_argnums=1)
+    for _ in range(2):
+        _, state = step(params, optimizer.init(params), params)
+    assert int(optax.tree.get_all_with_path(state, "count")[0][1]) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,26 @@
+# `make demo` and `make test` each set up all they need in .venv (Python >= 3.11).
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3 python,\
+  $(shell $(p) -c 'import sys; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test clean
+
+demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, side by side.
+	$(BIN)/python -m benchmarks.text_classification --arms adam lambda-0.5 --seeds 4
+
+test: .venv/test ## Lint, type-check and test everything.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
+
+# A stamp per extra: installed again when what it is made of changes.
+.venv/%: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; say which: make PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) --editable '.[$(if $(filter demo,$*),benchmarks,$*)]'
+	@touch $@
+
+clean: ## Remove the environment and what the demo wrote.
+	rm -rf .venv results
