@@ -5,6 +5,7 @@ import itertools
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pennylane as qml
 from jax.core import Tracer
@@ -79,14 +80,20 @@ class Circuit:
             self._check_weights()
 
     def _check_weights(self):
-        weights, expected = self.weights, (self.depth, self.n_qubits, 2)
-        if np.shape(weights) != expected:
-            raise ValueError(
-                f"weights has shape {np.shape(weights)}; allowed is "
-                f"(depth, n_qubits, 2) = {expected}."
-            )
-        if not self.traced and not np.all(np.isfinite(np.asarray(weights, np.float64))):
-            raise ValueError(f"weights={weights!r} must be finite angles in radians.")
+        expected = (self.depth, self.n_qubits, 2)
+        allowed = f"finite real angles of shape (depth, n_qubits, 2) = {expected}"
+        try:
+            weights = self.weights if self.traced else np.asarray(self.weights)
+        except ValueError:  # lists of unequal lengths
+            raise ValueError(f"weights={self.weights!r} must be {allowed}.") from None
+        if weights.shape != expected:
+            raise ValueError(f"weights has shape {weights.shape}; allowed are {allowed}.")
+        if not (
+            np.issubdtype(weights.dtype, np.integer) or jnp.issubdtype(weights.dtype, jnp.floating)
+        ):
+            raise TypeError(f"weights={self.weights!r} must be {allowed}.")
+        if not self.traced and not np.isfinite(weights.astype(np.float64)).all():
+            raise ValueError(f"weights={self.weights!r} must be {allowed}.")
 
     @property
     def traced(self) -> bool:

@@ -7,7 +7,7 @@
 """
 
 import math
-from itertools import zip_longest
+import warnings
 from typing import Any
 
 import jax
@@ -23,6 +23,8 @@ from qsgd_jax.circuit import Circuit, Readout
 
 # Bounds the memory that the tapes or state vectors of one call to a device take.
 _MAX_BATCH = 4096
+# Larger than any constant angle of a circuit.
+_LABELS = 1e6
 
 
 def open_device(device: Any, n_qubits: int) -> Device:
@@ -103,7 +105,13 @@ def _run_traced(circuit, device, readout, encoding, angles):
     def qnode(encoding, angles):
         return circuit.run(encoding, angles, readout, _wires(circuit, device))
 
-    answers = qnode(encoding, angles)
+    if encoding.shape[0] == 0:  # PennyLane cannot broadcast nothing
+        return jnp.zeros((0, circuit.n_outputs(readout)), encoding.dtype)
+    with warnings.catch_warnings():
+        # PennyLane asks for complex128 at any precision, and JAX for a deprecated name.
+        warnings.filterwarnings("ignore", "Explicitly requested dtype complex128", UserWarning)
+        warnings.filterwarnings("ignore", "jax.core.is_concrete", DeprecationWarning)
+        answers = qnode(encoding, angles)
     stacked = answers if readout == "probabilities" else jnp.stack(answers, axis=-1)
     return stacked.astype(encoding.dtype)
 
@@ -136,13 +144,18 @@ def _run_chunk(circuit, device, readout, encoding, angles) -> np.ndarray:
         (answers,) = qml.execute([tape(encoding, angles)], device, diff_method=None)
         answers = answers if readout == "probabilities" else np.stack(answers, axis=-1)
     else:  # binding parameters into one tape takes half the time of queueing its gates anew
-        template = tape(encoding[0], angles[0])
-        layers = zip_longest(np.moveaxis(encoding, 1, 0), np.moveaxis(angles, 1, 0))
-        parameters = np.concatenate(
-            [x.reshape(len(encoding), -1) for pair in layers for x in pair if x is not None], axis=1
+        batch = len(encoding)
+        parameters = np.concatenate([encoding.reshape(batch, -1), angles.reshape(batch, -1)], 1)
+        # A tape of labels shows where each of them stands in the circuit.
+        labels = _LABELS + np.arange(parameters.shape[1])
+        split = encoding[0].size
+        template = tape(
+            labels[:split].reshape(encoding.shape[1:]), labels[split:].reshape(angles.shape[1:])
         )
-        indices = range(parameters.shape[1])
-        tapes = [template.bind_new_parameters(row, indices) for row in parameters]
+        found = np.array(template.get_parameters(trainable_only=False))
+        places = np.flatnonzero(found >= _LABELS)
+        columns = (found[places] - _LABELS).astype(int)
+        tapes = [template.bind_new_parameters(row, places) for row in parameters[:, columns]]
         answers = qml.execute(tapes, device, diff_method=None)
     return np.asarray(answers, np.float64).reshape(len(encoding), -1)
 

@@ -191,7 +191,7 @@ def _dense(table, bases: list) -> list:
     right = monomials(bases[split:])
     matrix = jnp.asarray(table, dtype).reshape(-1, right.shape[0])
     inner = jnp.matmul(matrix, right, precision=jax.lax.Precision.HIGHEST)
-    inner = inner.reshape(table.shape[0], -1, right.shape[1])
+    inner = inner.reshape(table.shape[0], matrix.shape[0] // table.shape[0], right.shape[1])
     outputs = (inner * monomials(bases[:split])).sum(1) if split else inner[:, 0]
     return [output.reshape(shape) for output in outputs]
 

@@ -12,12 +12,6 @@ FORMS = ("gradient", "update", "moments")
 ENTANGLED = qsgd.Circuit(n_qubits=2, depth=2, seed=3)
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def _params(dtype=jnp.float32):
     rng = np.random.default_rng(0)
     shapes = {"kernel": (6, 5), "bias": (5,), "scale": (), "narrow": (3, 2)}

@@ -1,0 +1,198 @@
+"""The benchmark scripts: small runs end to end, their statistics, and bad input."""
+
+import argparse
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks import (
+    arms,
+    comparison,
+    datasets,
+    landscapes,
+    reporting,
+    step_time,
+    text_classification,
+    training,
+)
+
+CLINC = {
+    "data_full.json": {
+        split: [["freeze my account please", "freeze"], ["what's the weather", "weather"]] * 2
+        for split in ("train", "val", "test")
+    },
+    "domains.json": {"banking": ["freeze"], "travel": ["weather"]},
+}
+
+
+@pytest.fixture
+def clinc(tmp_path):
+    """A folder in CLINC150's form, and a function that rewrites one of its files."""
+
+    def write(name, content):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / name).write_text(text)
+        return tmp_path
+
+    for name, content in CLINC.items():
+        write(name, content)
+    return write
+
+
+def test_text_classification_runs_end_to_end_and_pairs_its_arms(tmp_path, capsys):
+    text_classification.main(
+        (
+            "--arms adam lambda-0.5 --arm idle:quantum_weight=0,weigh=update "
+            f"--seeds 2 --epochs 1 --train-size 64 --output {tmp_path}"
+        ).split()
+    )
+    report = json.loads((tmp_path / "text_classification.json").read_text())
+    assert (tmp_path / "text_classification.png").stat().st_size > 5_000
+    adam, idle = (report["arms"][name]["runs"] for name in ("adam", "idle"))
+    for one, other in zip(adam, idle, strict=True):  # λ = 0 on the same seeds is Adam itself
+        assert one["validation_loss"] == other["validation_loss"]
+    assert adam[0]["validation_loss"] != adam[1]["validation_loss"]
+    superposed = report["arms"]["lambda-0.5"]["runs"]
+    assert superposed[0]["validation_loss"] != adam[0]["validation_loss"]
+    assert report["dataset"]["test"] == 10_000
+    assert report["provenance"]["versions"]["optax"] == optax.__version__
+    printed = capsys.readouterr().out
+    assert "λ = 0.5" in printed and "Minus Adam" in printed
+
+
+def test_seeds_trained_together_equal_a_plain_loop():
+    task = datasets.topic_order(train_size=64, validation_size=8, test_size=8)
+    optimizer = optax.adamw(1e-2)
+    settings = {"epochs": 2, "batch_size": 16, "on_epoch": lambda runs: None}
+    together = training.train(lambda seed: optimizer, task, seeds=[0, 1, 2], **settings)
+    for seed in (0, 1, 2):
+        (alone,) = training.train(lambda seed: optimizer, task, seeds=[seed], **settings).runs
+        np.testing.assert_array_equal(together.runs[seed].train_loss, alone.train_loss)
+    graph, params = training.new_model(task, jax.random.split(jax.random.key(1))[0])
+    loss, _ = training.compiled_evaluation(graph)(params, *training.on_device(task.validation))
+    np.testing.assert_allclose(together.runs[1].validation_loss[0], loss, rtol=1e-6)
+
+
+def test_bag_of_words_says_nothing_about_the_synthetic_task():
+    task = datasets.topic_order(train_size=20_000, validation_size=1, test_size=1)
+    counts = np.array([np.bincount(row, minlength=49) for row in task.train.tokens])
+    means = np.stack([counts[task.train.labels == c].mean(axis=0) for c in range(8)])
+    noise = counts.std(axis=0) / np.sqrt(len(counts) / 8)
+    assert np.abs(means - counts.mean(axis=0)).max() < 5 * noise.max()
+    again = datasets.topic_order(train_size=20, validation_size=1, test_size=1)
+    np.testing.assert_array_equal(again.test.tokens, task.test.tokens)
+
+
+def test_epochs_to_target_interpolates_the_smoothed_curve():
+    curve = np.array([0.0, 0.3, 0.6, 0.9, 0.9, 0.9])
+    # smoothed: 0.15, 0.3, 0.6, 0.8, 0.9, 0.9
+    assert comparison.epochs_to_target(curve, 0.7) == pytest.approx(2.5)
+    assert comparison.epochs_to_target(curve, 0.95) == np.inf
+    assert comparison.seconds_at(2.5, [1, 1, 2, 2, 2]) == pytest.approx(3.0)
+    assert comparison.seconds_at(np.inf, [1.0]) == np.inf
+
+
+def test_runs_that_never_cross_are_counted_and_not_dropped():
+    runs = [{"epochs_to_target": value} for value in (3.0, np.inf, np.inf)]
+    summary = comparison.summary(runs)["epochs_to_target"]
+    assert summary["infinite"] == 2
+    assert summary["mean"] is None and summary["median"] is None
+
+
+def test_t_interval_of_known_values():
+    interval = reporting.t_interval([1.0, 2.0, 3.0])
+    assert interval.mean == 2.0
+    assert interval.half_width == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
+
+
+def test_clinc150_reads_words_labels_and_unknowns(clinc, tmp_path):
+    clinc("data_full.json", CLINC["data_full.json"] | {"val": [["freeze rain", "weather"]]})
+    task = datasets.clinc150(tmp_path, "intents")
+    assert (task.n_classes, task.vocabulary_size) == (2, 2 + 7)
+    known = task.train.tokens[0][0]
+    tokens = task.validation.tokens[0]
+    assert set(tokens[2:]) == {datasets.PAD} and datasets.UNKNOWN in tokens[:2]
+    assert known not in (datasets.PAD, datasets.UNKNOWN)
+    np.testing.assert_array_equal(task.train.labels, [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("data_full.json", '{"train": [\n[', "data_full.json, line 2.*expected JSON"),
+        ("data_full.json", [], "data_full.json: expected a JSON object"),
+        ("data_full.json", {"train": []}, r"expected a list of \[text, intent\] pairs"),
+        (
+            "data_full.json",
+            CLINC["data_full.json"] | {"val": [["a"]]},
+            r"'val' entry 0: expected \[text, intent\]",
+        ),
+        (
+            "data_full.json",
+            CLINC["data_full.json"] | {"test": [["a", "fly"]]},
+            "'test' entry 0: intent 'fly'",
+        ),
+        ("domains.json", {"banking": "freeze"}, "key 'banking': expected a list"),
+    ],
+)
+def test_malformed_clinc150_names_file_place_and_form(clinc, name, content, message):
+    folder = clinc(name, content)
+    with pytest.raises(ValueError, match=message):
+        datasets.clinc150(folder)
+
+
+def test_missing_data_names_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"domains.json does not exist; expected"):
+        datasets.clinc150(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("specification", "message"),
+    [
+        ("wide", "expected NAME:KEY=VALUE"),
+        ("wide:colour=red", "unknown key 'colour'; the keys are quantum_weight, weigh"),
+        ("wide:depth=two", "depth='two' must be of type int"),
+        ("wide:depth=-1", "depth=-1 must be 0 or more"),
+        ("wide:weigh=grad", "weigh='grad' must be"),
+        ("wide:device=nope.qubit", "device='nope.qubit' is not installed"),
+        ("wide:quantum_weight=nan", "quantum_weight=nan must be a finite"),
+    ],
+)
+def test_bad_arms_are_refused_before_training(specification, message):
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        arms.parse_arm(specification)
+
+
+def test_help_reads_like_a_manual(capsys):
+    with pytest.raises(SystemExit):
+        text_classification.main(["--help"])
+    printed = capsys.readouterr().out
+    for word in ("arms:", "examples:", "--learning-rate", "epochs to target", "lambda-0.5"):
+        assert word in printed
+
+
+def test_step_time_reports_ratios_of_every_optimizer(tmp_path, monkeypatch):
+    small = dict(list(step_time.optimizers().items())[:3])
+    monkeypatch.setattr(step_time, "optimizers", lambda: small)
+    arguments = ["--millions", "1", "--rounds", "8", "--repeats", "1", "--output", str(tmp_path)]
+    step_time.main(arguments)
+    report = json.loads((tmp_path / "step_time.json").read_text())
+    ((count, rows),) = report["steps"].items()
+    assert 0.8e6 < int(count) < 1.2e6
+    assert rows["adamw"]["ratio"] == 1.0 and set(rows) == set(small)
+    assert report["probe_seconds"] > 0 and set(report["compile_seconds"]) == set(small)
+
+
+def test_landscapes_show_where_eq_1_climbs(tmp_path):
+    landscapes.main(["--steps", "300", "--output", str(tmp_path)])
+    ends = json.loads((tmp_path / "landscapes.json").read_text())["ends"]
+    assert ends["Rosenbrock"]["gradient, λ = 0.5"]["x"] is None
+    assert ends["parabola"]["gradient, λ = 0.05"]["x"][0] == pytest.approx(9.61, abs=0.02)
+    assert ends["parabola"]["update, λ = 0.5"]["x"][0] < 9
+    assert (
+        float(landscapes.rosenbrock(jnp.ones(4))) == 0 == float(landscapes.parabola(-jnp.ones(2)))
+    )

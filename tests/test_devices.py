@@ -1,0 +1,270 @@
+"""Batches of circuits on every kind of device against a simulation in NumPy."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pennylane as qml
+import pytest
+
+import qsgd_jax as qsgd
+from qsgd_jax import devices
+from qsgd_jax.circuit import Readout
+
+NAMES = ("lightning.qubit", "default.qubit", "default.mixed")
+# n, depth, uploads: an encoding after the last layer, so that no RZ is dead.
+CIRCUIT = (2, 1, 2)
+TOLERANCE = {"float32": 5e-6, "float64": 1e-12}
+
+
+def _theta(batch, n=2, seed=0):
+    return np.random.default_rng(seed).uniform(-2, 2, (batch, n))
+
+
+def _callbacks(function, *args):
+    return str(jax.make_jaxpr(function)(*args)).count("pure_callback[")
+
+
+@pytest.mark.parametrize("readout", ["expectation", "probabilities"])
+@pytest.mark.parametrize(("n", "batch"), [(1, 1), (2, 0), (3, 5)])
+@pytest.mark.parametrize("device", NAMES)
+def test_answers_of_a_batch(simulate, dtype, device, n, batch, readout):
+    circuit, theta = qsgd.Circuit(n, 2), _theta(batch, n)
+    expected = simulate(theta, circuit.angles)[readout == "probabilities"]
+    opened = devices.open_device(device, n)
+    concrete = devices.run(circuit, opened, theta, readout)
+    assert isinstance(concrete, np.ndarray) and concrete.dtype == np.float64
+    np.testing.assert_allclose(concrete, expected, atol=1e-12)
+    traced = jax.jit(lambda x: devices.run(circuit, opened, x, readout))(theta.astype(dtype))
+    assert traced.dtype == dtype
+    np.testing.assert_allclose(traced, expected, atol=TOLERANCE[dtype.name])
+
+
+@pytest.mark.parametrize("wires", [["a", "b"], ["x", 7, "z"], None], ids=str)
+@pytest.mark.parametrize("device", NAMES)
+def test_a_device_keeps_its_wires(simulate, float64, device, wires):
+    circuit, theta = qsgd.Circuit(*CIRCUIT), _theta(3)
+    opened = devices.open_device(qml.device(device, wires=wires), 2)
+    expected = simulate(theta, circuit.angles, circuit.uploads)[0]
+    np.testing.assert_allclose(devices.run(circuit, opened, theta), expected, atol=1e-12)
+    traced = jax.jit(lambda x: devices.run(circuit, opened, x))(theta)
+    np.testing.assert_allclose(traced, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", NAMES)
+def test_one_call_of_the_device_for_a_batch(device):
+    circuit, opened = qsgd.Circuit(*CIRCUIT), devices.open_device(device, 2)
+    with qml.Tracker(opened) as tracker:
+        devices.run(circuit, opened, _theta(9))
+    assert tracker.totals["batches"] == 1 and tracker.totals["executions"] == 9
+
+
+@pytest.mark.parametrize("device", NAMES)
+def test_a_gate_with_an_angle_of_its_own_keeps_it(float64, monkeypatch, device):
+    """No angle is put into a gate by its place in the circuit alone."""
+    original = qsgd.Circuit.run
+
+    def run(self, encoding, angles, readout: Readout = "expectation", wires=None):
+        qml.RX(0.3, wires=0 if wires is None else wires[0])
+        return original(self, encoding, angles, readout, wires)
+
+    monkeypatch.setattr(qsgd.Circuit, "run", run)
+    circuit, opened, theta = qsgd.Circuit(2), devices.open_device(device, 2), _theta(3)
+    expected = np.sin(np.pi * theta) * [np.cos(0.3), 1]
+    np.testing.assert_allclose(devices.run(circuit, opened, theta), expected, atol=1e-12)
+    traced = jax.jit(lambda x: devices.run(circuit, opened, x))(theta)
+    np.testing.assert_allclose(traced, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", ["lightning.qubit", "default.mixed"])
+def test_one_host_call_for_a_traced_batch(device):
+    circuit, opened = qsgd.Circuit(*CIRCUIT), devices.open_device(device, 2)
+    answer = jax.jit(lambda x: devices.run(circuit, opened, x))
+    assert _callbacks(answer, _theta(9)) == 1
+    with qml.Tracker(opened) as tracker:
+        jax.block_until_ready(answer(_theta(9)))
+    assert tracker.totals["batches"] == 1 and tracker.totals["executions"] == 9
+
+
+def test_default_qubit_becomes_part_of_the_program():
+    circuit, opened = qsgd.Circuit(*CIRCUIT), devices.open_device("default.qubit", 2)
+
+    def slope(x):
+        return jax.grad(lambda x: devices.run(circuit, opened, x).sum())(x)
+
+    with qml.Tracker(opened) as tracker:
+        text = jax.jit(slope).lower(_theta(9)).compile().as_text()
+    assert text is not None and "callback" not in text
+    assert tracker.totals.get("batches", 0) <= 1  # at trace time
+
+
+@pytest.mark.parametrize("device", NAMES)
+def test_large_batches_are_cut(simulate, monkeypatch, device):
+    monkeypatch.setattr(devices, "_MAX_BATCH", 4)
+    circuit, opened, theta = qsgd.Circuit(2, 1), devices.open_device(device, 2), _theta(10)
+    with qml.Tracker(opened) as tracker:
+        answers = devices.run(circuit, opened, theta)
+    assert tracker.totals["batches"] == 3
+    np.testing.assert_allclose(answers, simulate(theta, circuit.angles)[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("device", NAMES)
+def test_vmap_over_settings_and_angles(simulate, float64, device):
+    n, depth, uploads = CIRCUIT
+    opened, theta = devices.open_device(device, n), _theta(12).reshape(3, 4, n)
+    angles = np.random.default_rng(1).normal(size=(3, depth, n, 2))
+
+    def answers(theta, angles):
+        circuit = qsgd.Circuit(n, depth, uploads, weights=angles)
+        return devices.run(circuit, opened, theta)
+
+    every = [[simulate(t, a, uploads)[0] for a in angles] for t in theta]
+    pairs = [every[i][i] for i in range(3)]
+    first = [row[0] for row in every]
+    for axes, expected in (((0, 0), pairs), ((0, None), first), ((None, 0), every[0])):
+        theta_in = theta if axes[0] == 0 else theta[0]
+        angles_in = angles if axes[1] == 0 else angles[0]
+        result = jax.jit(jax.vmap(answers, axes))(theta_in, angles_in)
+        np.testing.assert_allclose(result, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", NAMES)
+def test_fresh_answers_inside_scan(simulate, float64, device):
+    circuit, opened = qsgd.Circuit(2, 1), devices.open_device(device, 2)
+
+    @jax.jit
+    def walk(theta):
+        def step(theta, _):
+            answers = devices.run(circuit, opened, theta)
+            return theta + 0.1 * answers, answers
+
+        return jax.lax.scan(step, theta, length=3)[1]
+
+    theta = _theta(4)
+    for answers in walk(theta):
+        expected = simulate(theta, circuit.angles)[0]
+        np.testing.assert_allclose(answers, expected, atol=1e-12)
+        theta = theta + 0.1 * expected
+
+
+def _scalar_of_the_angles(device, readout: Readout = "expectation"):
+    """A function of settings and angles in which no first or second derivative is symmetric."""
+    n, depth, uploads = CIRCUIT
+    opened = devices.open_device(device, n)
+
+    def scalar(theta, angles):
+        circuit = qsgd.Circuit(n, depth, uploads, weights=angles)
+        answers = devices.run(circuit, opened, theta, readout)
+        return jnp.sum(answers * jnp.cos(jnp.arange(1.0, answers.size + 1)).reshape(answers.shape))
+
+    return scalar
+
+
+def _numpy_scalar(simulate, readout="expectation"):
+    def scalar(theta, angles):
+        answers = simulate(theta, angles, CIRCUIT[2])[readout == "probabilities"]
+        return np.sum(answers * np.cos(np.arange(1.0, answers.size + 1)).reshape(answers.shape))
+
+    return scalar
+
+
+ANGLES = np.random.default_rng(2).normal(size=(CIRCUIT[1], CIRCUIT[0], 2))
+
+
+@pytest.mark.parametrize("readout", ["expectation", "probabilities"])
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("device", ["lightning.qubit", "default.qubit"])
+def test_first_derivatives(simulate, central, float64, device, mode, readout):
+    theta, exact = _theta(2), _numpy_scalar(simulate, readout)
+    by_theta, by_angles = jax.jit(mode(_scalar_of_the_angles(device, readout), (0, 1)))(
+        theta, ANGLES
+    )
+    np.testing.assert_allclose(by_theta, central(lambda x: exact(x, ANGLES), theta), atol=1e-8)
+    np.testing.assert_allclose(by_angles, central(lambda a: exact(theta, a), ANGLES), atol=1e-8)
+
+
+@pytest.mark.parametrize(("first", "second"), [(jax.jacrev, jax.jacfwd), (jax.jacrev, jax.jacrev)])
+def test_second_derivatives(simulate, central, float64, first, second):
+    theta = _theta(1)
+    hessians = [
+        jax.jit(second(first(_scalar_of_the_angles(device), (0, 1)), (0, 1)))(theta, ANGLES)
+        for device in ("lightning.qubit", "default.qubit")
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), *hessians)
+    exact = _numpy_scalar(simulate)
+
+    def slope(angles):
+        return central(lambda a: exact(theta, a), angles, 1e-3)
+
+    np.testing.assert_allclose(hessians[0][1][1], central(slope, ANGLES, 1e-3), atol=1e-4)
+
+
+def test_derivatives_under_vmap(float64):
+    theta, angles = _theta(6).reshape(3, 2, 2), np.stack([ANGLES, ANGLES + 0.1, ANGLES - 0.2])
+    slopes = [
+        jax.jit(jax.vmap(jax.grad(_scalar_of_the_angles(device), (0, 1))))(theta, angles)
+        for device in ("lightning.qubit", "default.qubit")
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), *slopes)
+    alone = jax.grad(_scalar_of_the_angles("lightning.qubit"), (0, 1))(theta[1], angles[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, atol=1e-11), slopes[0], alone)
+
+
+def test_number_of_host_calls_does_not_grow_with_the_gates(float64):
+    """One for the value, and one for all shifts of all gates of one argument."""
+    opened = qml.device("lightning.qubit", wires=CIRCUIT[0])
+    scalar, theta, many = _scalar_of_the_angles(opened), _theta(3), np.stack([ANGLES] * 4)
+    for function, angles, calls in (
+        (scalar, ANGLES, 1),
+        (jax.value_and_grad(scalar, 1), ANGLES, 2),
+        (jax.value_and_grad(scalar, (0, 1)), ANGLES, 3),
+        (jax.vmap(scalar, (None, 0)), many, 1),
+        (jax.vmap(jax.value_and_grad(scalar, 1), (None, 0)), many, 2),
+    ):
+        assert _callbacks(function, theta, angles) == calls
+        with qml.Tracker(opened) as tracker:
+            jax.block_until_ready(jax.jit(function)(theta, angles))
+        assert tracker.totals["batches"] == calls
+
+
+def test_many_blocks_under_jit_do_not_deadlock():
+    """A host callback that waits for XLA's threads does; in a process that can be ended."""
+    program = """
+import jax, jax.numpy as jnp, numpy as np, qsgd_jax as qsgd
+from jax import lax
+how = qsgd.Superposition(coverage="everywhere", execution="direct")
+params = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (200, 100)), jnp.float32)
+weights = jax.jit(lambda p: qsgd.superposition_weights(how, jnp.tanh(p @ p.T @ p)))(params)
+expected = np.sin(np.pi * np.tanh(params @ params.T @ params))
+assert weights.shape == (200, 100) and np.abs(weights - expected).max() < 1e-4
+print("done")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.stdout == "done\n", result.stderr
+
+
+def test_unknown_device_name_lists_those_installed():
+    with pytest.raises(ValueError) as caught:
+        devices.open_device("lightning.qbit", 2)
+    for word in ("device='lightning.qbit'", "default.qubit", "lightning.qubit"):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("device", [None, 3, qml.QNode, ["default.qubit"]], ids=str)
+def test_what_is_no_device_is_refused(device):
+    with pytest.raises(TypeError, match="device=") as caught:
+        devices.open_device(device, 2)
+    assert repr(device) in str(caught.value)
+
+
+@pytest.mark.parametrize("device", NAMES)
+def test_too_few_wires_are_refused(device):
+    with pytest.raises(ValueError) as caught:
+        devices.open_device(qml.device(device, wires=2), 3)
+    for word in (device, "2 wires", "n_qubits=3"):
+        assert word in str(caught.value)
+    assert devices.open_device(qml.device(device, wires=3), 3).wires is not None
