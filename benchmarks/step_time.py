@@ -52,6 +52,9 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         "leading": qsgd.superpositional_adamw(1e-3),
         "leading, update": qsgd.superpositional_adamw(1e-3, weigh="update"),
         "everywhere, depth 0": qsgd.superpositional_adamw(1e-3, superposition=everywhere[0]),
+        "everywhere, depth 0, update": qsgd.superpositional_adamw(
+            1e-3, superposition=everywhere[0], weigh="update"
+        ),
         "everywhere, depth 1": qsgd.superpositional_adamw(1e-3, superposition=everywhere[1]),
         "everywhere, depth 2": qsgd.superpositional_adamw(1e-3, superposition=everywhere[2]),
     }

@@ -44,7 +44,8 @@ def _sinpi_core(s):
     if s.dtype == jnp.float64:
         return jnp.sin(jnp.pi * s)
     z = s * s
-    return s * functools.reduce(lambda total, c: total * z + c, reversed(_SINPI_OVER_S), 0.0 * z)
+    *lower, highest = _SINPI_OVER_S
+    return s * functools.reduce(lambda total, c: total * z + c, reversed(lower), highest)
 
 
 def _reduce(x):
