@@ -180,6 +180,8 @@ def clinc150(
         for name in _CLINC_SPLITS
     }
     if train_size is not None:
+        if train_size > len(entries["train"]):
+            raise ValueError(f"train_size={train_size}; at most {len(entries['train'])} examples.")
         chosen = np.random.default_rng(0).permutation(len(entries["train"]))[:train_size]
         entries["train"] = [entries["train"][i] for i in chosen]
 
@@ -209,11 +211,13 @@ def clinc150(
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except OSError:
         raise FileNotFoundError(
-            f"{path} does not exist; expected CLINC150's data_full.json and domains.json "
+            f"{path} cannot be read; expected CLINC150's data_full.json and domains.json "
             "(github.com/clinc/oos-eval, folder data/) in one folder."
         ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}, byte {error.start}: {error.reason}; expected UTF-8.") from None
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}, line {error.lineno}, column {error.colno}: {error.msg}; expected JSON."

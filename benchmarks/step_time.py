@@ -191,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="folder for step_time.json (default: %(default)s)",
     )
     args = parser.parse_args(argv)
+    if args.rounds < 6:
+        parser.error(f"argument --rounds: {args.rounds} is too few for an interval; at least 6")
 
     report: dict[str, Any] = {"benchmark": "step_time", "provenance": reporting.provenance()}
     report["probe_seconds"] = probe_seconds(args.repeats)

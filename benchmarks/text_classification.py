@@ -71,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"argument --arm: there are two arms called {name!r}")
         arms[name] = arm
     try:
+        args.output.mkdir(parents=True, exist_ok=True)  # to fail now rather than after training
         dataset = _load(args)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     _describe(dataset)
 
@@ -270,8 +271,9 @@ def _report(
 
 
 def _curves(run: Run) -> dict[str, Any]:
-    names = ("seed", "train_loss", "validation_loss", "validation_accuracy", "seconds")
-    return {name: getattr(run, name) for name in names}
+    names = ("train_loss", "validation_loss", "validation_accuracy", "seconds")
+    curves = {name: [reporting.finite(value) for value in getattr(run, name)] for name in names}
+    return {"seed": run.seed} | curves
 
 
 def _plot(

@@ -4,12 +4,12 @@ import dataclasses
 import itertools
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pennylane as qml
 from jax.core import Tracer
 from jaxtyping import Array, Float
+from pennylane.devices import Device
 
 Readout = Literal["expectation", "probabilities"]
 """What a circuit answers: ⟨Z_j⟩ of each qubit, or the probability of each bitstring."""
@@ -36,7 +36,8 @@ class Circuit:
       uploads: number of times the parameters are encoded: before each of the
         first `uploads` layers, the last one possibly before the readout.
       weights: angles ω, φ of the layers in radians, shape `(depth, n_qubits, 2)`
-        (RY, RZ). They may be traced by JAX. `None` draws them from `seed`.
+        (RY, RZ); `None` draws them from `seed`. They may be traced by JAX, and any array
+        made inside a jitted function is: its probe then is part of that function.
       seed: seed of the angles, uniform in [-π, π), where `weights` is `None`.
 
     Raises:
@@ -94,6 +95,8 @@ class Circuit:
             raise TypeError(f"weights={self.weights!r} must be {allowed}.")
         if not self.traced and not np.isfinite(weights.astype(np.float64)).all():
             raise ValueError(f"weights={self.weights!r} must be {allowed}.")
+        if not self.traced:  # a copy: the caller's array may change before the probe
+            object.__setattr__(self, "weights", np.array(weights, np.float64))
 
     @property
     def traced(self) -> bool:
@@ -103,10 +106,8 @@ class Circuit:
     @property
     def angles(self) -> Float[Array, "depth n_qubits 2"] | np.ndarray:
         """The angles in radians: `weights`, in float64 where concrete, or those of `seed`."""
-        if self.traced:
-            return self.weights
         if self.weights is not None:
-            return np.asarray(self.weights, np.float64)
+            return self.weights
         shape = (self.depth, self.n_qubits, 2)
         return np.random.default_rng(self.seed).uniform(-np.pi, np.pi, shape)
 
@@ -158,19 +159,71 @@ class Circuit:
           A QNode of `theta`, shape `(..., n_qubits)` with at most one batch
           dimension, and of `weights`, by default the circuit's own angles.
 
+        Raises:
+          TypeError: if `device` is neither a name nor a device.
+          ValueError: if the device is not installed or too small; when called, if `theta`
+            or `weights` has the wrong shape.
+
         Example:
           >>> import numpy as np, qsgd_jax as qsgd
           >>> qnode = qsgd.Circuit(n_qubits=2).qnode("lightning.qubit")
           >>> np.round(qnode(np.array([0.5, -1 / 6])), 6)
           array([ 1. , -0.5])
         """
-        if isinstance(device, str):
-            device = qml.device(device, wires=self.n_qubits)
-        wires = None if device.wires is None else device.wires[: self.n_qubits]
+        opened = open_device(device, self.n_qubits)
+        wires = None if opened.wires is None else opened.wires[: self.n_qubits]
 
         def superposition(theta, weights=None):
-            theta = theta if isinstance(theta, jax.Array) else np.asarray(theta)
+            theta = theta if hasattr(theta, "shape") else np.asarray(theta)
             angles = self.angles if weights is None else weights
+            if theta.shape[-1:] != (self.n_qubits,):
+                raise ValueError(
+                    f"theta has shape {theta.shape}; allowed is (..., {self.n_qubits})."
+                )
+            expected = (self.depth, self.n_qubits, 2)
+            if np.shape(angles)[-3:] != expected:
+                raise ValueError(f"weights has shape {np.shape(angles)}; allowed is {expected}.")
             return self.run(self.encoding(theta), angles, readout, wires)
 
-        return qml.QNode(superposition, device)
+        return qml.QNode(superposition, opened)
+
+
+def open_device(device: Any, n_qubits: int) -> Device:
+    """A PennyLane device from its name or an instance, checked against the circuit's width.
+
+    Args:
+      device: a name such as `"lightning.qubit"`, or an open device.
+      n_qubits: number of wires the circuit needs.
+
+    Returns:
+      The open device.
+
+    Raises:
+      TypeError: if `device` is neither a name nor a device.
+      ValueError: if the name is not installed, or the device has too few wires or shots.
+
+    Example:
+      >>> from qsgd_jax import devices
+      >>> devices.open_device("lightning.qubit", n_qubits=4).name
+      'lightning.qubit'
+    """
+    if isinstance(device, str):
+        installed = sorted(qml.plugin_devices)
+        if device not in installed:
+            raise ValueError(
+                f"device={device!r} is not installed; allowed: {', '.join(installed)}."
+            )
+        return qml.device(device, wires=n_qubits)
+    if not isinstance(device, Device):
+        raise TypeError(f"device={device!r} must be the name of a PennyLane device or a device.")
+    if device.wires is not None and len(device.wires) < n_qubits:
+        raise ValueError(
+            f"device={device.name!r} has {len(device.wires)} wires; "
+            f"allowed are devices of at least n_qubits={n_qubits}."
+        )
+    if device.shots:
+        raise ValueError(
+            f"device={device.name!r} brings shots={device.shots.total_shots}; allowed are devices "
+            "without. Superposition(shots=...) samples from the exact probabilities."
+        )
+    return device

@@ -7,8 +7,8 @@
 """
 
 import math
+import threading
 import warnings
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,48 +19,16 @@ from jax.custom_derivatives import SymbolicZero
 from pennylane.devices import DefaultQubit, Device
 from pennylane.tape import make_qscript
 
-from qsgd_jax.circuit import Circuit, Readout
+from qsgd_jax.circuit import Circuit, Readout, open_device
+
+__all__ = ["open_device", "run"]
 
 # Bounds the memory that the tapes or state vectors of one call to a device take.
 _MAX_BATCH = 4096
+# A device holds one state vector: two threads, of a training loop or of XLA, would share it.
+_ONE_AT_A_TIME = threading.Lock()
 # Larger than any constant angle of a circuit.
 _LABELS = 1e6
-
-
-def open_device(device: Any, n_qubits: int) -> Device:
-    """A PennyLane device from its name or an instance, checked against the circuit's width.
-
-    Args:
-      device: a name such as `"lightning.qubit"`, or an open device.
-      n_qubits: number of wires the circuit needs.
-
-    Returns:
-      The open device.
-
-    Raises:
-      TypeError: if `device` is neither a name nor a device.
-      ValueError: if the name is not installed or the device has too few wires.
-
-    Example:
-      >>> from qsgd_jax import devices
-      >>> devices.open_device("lightning.qubit", n_qubits=4).name
-      'lightning.qubit'
-    """
-    if isinstance(device, str):
-        installed = sorted(qml.plugin_devices)
-        if device not in installed:
-            raise ValueError(
-                f"device={device!r} is not installed; allowed: {', '.join(installed)}."
-            )
-        return qml.device(device, wires=n_qubits)
-    if not isinstance(device, Device):
-        raise TypeError(f"device={device!r} must be the name of a PennyLane device or a device.")
-    if device.wires is not None and len(device.wires) < n_qubits:
-        raise ValueError(
-            f"device={device.name!r} has {len(device.wires)} wires; "
-            f"allowed are devices of at least n_qubits={n_qubits}."
-        )
-    return device
 
 
 def run(circuit: Circuit, device: Device, theta, readout: Readout = "expectation"):
@@ -86,7 +54,8 @@ def run(circuit: Circuit, device: Device, theta, readout: Readout = "expectation
     if not isinstance(theta, Tracer) and not circuit.traced:
         encoding = circuit.encoding(np.asarray(theta, np.float64))
         return _run_on_host(circuit, device, readout, encoding, circuit.angles)
-    dtype = jnp.result_type(*(x for x in (theta, circuit.weights) if isinstance(x, jax.Array)))
+    given = (x for x in (theta, circuit.weights) if isinstance(x, jax.Array))
+    dtype = jnp.promote_types(jnp.result_type(*given), jnp.float32)
     encoding = circuit.encoding(jnp.asarray(theta, dtype))
     angles = jnp.asarray(circuit.angles, dtype)
     if isinstance(device, DefaultQubit):
@@ -126,12 +95,9 @@ def _run_on_host(circuit, device, readout, encoding, angles) -> np.ndarray:
     runs = math.prod(lead)
     encoding = encoding.reshape((runs * batch, *encoding.shape[-2:]))
     angles = np.repeat(angles.reshape((runs, *angles.shape[-3:])), batch, axis=0)
-    answers = [
-        _run_chunk(
-            circuit, device, readout, encoding[i : i + _MAX_BATCH], angles[i : i + _MAX_BATCH]
-        )
-        for i in range(0, len(encoding), _MAX_BATCH)
-    ]
+    chunks = [slice(i, i + _MAX_BATCH) for i in range(0, len(encoding), _MAX_BATCH)]
+    with _ONE_AT_A_TIME:
+        answers = [_run_chunk(circuit, device, readout, encoding[c], angles[c]) for c in chunks]
     outputs = circuit.n_outputs(readout)
     return np.concatenate(answers or [np.zeros((0, outputs))]).reshape((*lead, batch, outputs))
 

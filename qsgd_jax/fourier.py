@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# A coefficient below this is rounding of a float64 simulator: dropping all of 729
+# A coefficient below this is rounding of a float64 simulator: dropping 729 of them
 # moves a weight by less than 1e-11.
 _ZERO = 1e-14
 # More terms compile slowly as unrolled code; beyond, a matrix product serves them.

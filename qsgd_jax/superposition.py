@@ -142,7 +142,9 @@ class Superposition:
         return fourier.coefficients(values, n, degree)
 
     def weights(self, params: PyTree[Array], key: Array | None = None) -> PyTree[Array]:
-        """The weight w(θ) of every coordinate; see `superposition_weights`.
+        r"""The weight of every coordinate; see `superposition_weights`.
+
+        .. math:: w_j(\theta) = \langle Z_j \rangle_{\theta_1 \dots \theta_n}
 
         Args:
           params: arrays of any shape and dtype.
@@ -152,40 +154,53 @@ class Superposition:
           For each leaf an array of its shape, float32 (float64 for double precision);
           complex for complex leaves, whose two parts are weighed as two real leaves;
           zeros for leaves that are not inexact numbers.
+
+        Raises:
+          ValueError: if `key` is missing and `shots` are asked for.
+
+        Example:
+          >>> import jax.numpy as jnp, qsgd_jax as qsgd
+          >>> print(qsgd.Superposition().weights(jnp.array([0.5, -0.5])))
+          [ 1. -1.]
         """
         return self._on_leaves(params, None, key)
 
     def perturbation(
         self, params: PyTree[Array], gradients: PyTree[Array], key: Array | None = None
     ) -> PyTree[Array]:
-        """The perturbation Q = w(θ) ⊙ ∇L of Eq. 2.
+        r"""The perturbation of Eq. 2, the gradients times their weights.
+
+        .. math:: Q(\theta, \nabla L) = w(\theta) \odot \nabla L
 
         Args:
           params: arrays of any shape and dtype.
-          gradients: arrays of the same shapes.
+          gradients: arrays of the same shapes, `None` where there is no gradient.
           key: the step's typed random key; needed with `shots` only.
 
         Returns:
-          The gradients times `weights(params, key)`. A leaf whose gradient is `None` gets
-          its weights alone.
+          Arrays as `weights` returns them; without meaning where the gradient is `None`.
 
         Raises:
-          ValueError: if a gradient has another shape than its parameter.
+          ValueError: if a gradient has another shape than its parameter, or only one of
+            them is complex, or `key` is missing and `shots` are asked for.
+
+        Example:
+          >>> import jax.numpy as jnp, qsgd_jax as qsgd
+          >>> params, gradients = jnp.array([0.5, -0.5]), jnp.array([2.0, 3.0])
+          >>> print(qsgd.Superposition().perturbation(params, gradients))
+          [ 2. -3.]
         """
         return self._on_leaves(params, gradients, key)
 
     def _on_leaves(self, params, gradients, key):
+        if self.shots is not None and key is None:
+            raise ValueError(f"key=None must be a random key, for shots={self.shots}.")
         paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-        factors = [None] * treedef.num_leaves
+        factors: list[Any] = [None] * treedef.num_leaves
         if gradients is not None:
             factors = treedef.flatten_up_to(gradients)
         parts: list[_Part] = []
         for (path, leaf), factor in zip(paths_and_leaves, factors, strict=True):
-            if factor is not None and jnp.shape(factor) != jnp.shape(leaf):
-                raise ValueError(
-                    f"gradient of shape {jnp.shape(factor)} at {jax.tree_util.keystr(path)} "
-                    f"does not match its parameter of shape {jnp.shape(leaf)}."
-                )
             parts += _parts(path, leaf, factor, key)
         results: dict[int, Array] = {}
         for dtype in dict.fromkeys(part.theta.dtype for part in parts):
@@ -194,8 +209,10 @@ class Superposition:
             results |= dict(zip(chosen, answers, strict=True))
         stream = iter(results[i] for i in range(len(parts)))
         return treedef.unflatten(
-            from_real_parts([next(stream) for _ in real_parts(leaf)], jnp.shape(leaf))
-            for _, leaf in paths_and_leaves
+            [
+                from_real_parts([next(stream) for _ in real_parts(leaf)], jnp.shape(leaf))
+                for _, leaf in paths_and_leaves
+            ]
         )
 
     def _weigh(self, parts: list[_Part]) -> list[Array]:
@@ -249,7 +266,17 @@ class Superposition:
             return _times(coverages.from_blocks(outputs, theta.shape), factor)
 
         # A function that closes over traced coefficients must not outlive their trace.
-        return weigh if self.circuit.traced else jax.jit(weigh)
+        compiled = weigh if self.circuit.traced else jax.jit(weigh)
+
+        def as_sharded(theta: Array, factor: Array | None) -> Array:
+            sharding = jax.typeof(theta).sharding
+            if not sharding.mesh.explicit_axes:
+                return compiled(theta, factor)
+            # On a mesh of explicit axes slices would need a sharding each; XLA knows better.
+            automatic: Any = jax.sharding.auto_axes(compiled, out_sharding=sharding)
+            return automatic(theta, factor)
+
+        return as_sharded
 
     def _spread(self, block: Array, theta: Array, factor: Array | None) -> Array:
         """A leading block's weights, times the factors, at their places in the leaf.
@@ -301,7 +328,7 @@ def superposition_weights(
       real ones and gets a complex array.
 
     Raises:
-      TypeError: if `key` is neither a seed nor a threefry key.
+      TypeError: if `superposition` is none, or `key` is neither a seed nor a threefry key.
 
     Example:
       >>> import jax.numpy as jnp, qsgd_jax as qsgd
@@ -312,17 +339,26 @@ def superposition_weights(
     References:
       Eq. 2 of Pamuk, Özdemir, Kocabay, arXiv:2511.01918.
     """
+    if not isinstance(superposition, Superposition):
+        raise TypeError(f"superposition={superposition!r} must be a qsgd_jax.Superposition.")
     return superposition.weights(params, step_key(key_data(key), 0))
 
 
 def _parts(path: tuple, leaf: Any, factor: Any, key: Array | None) -> list[_Part]:
-    thetas = real_parts(leaf)
-    factors = [None] * len(thetas) if factor is None else real_parts(factor)
+    thetas, factors = real_parts(leaf), () if factor is None else real_parts(factor)
+    if factor is not None and thetas:
+        found = (jnp.shape(factor), len(factors))
+        if found != (jnp.shape(leaf), len(thetas)):
+            raise ValueError(
+                f"gradient of {jax.typeof(factor)} at {jax.tree_util.keystr(path)} does not match "
+                f"its parameter of {jax.typeof(leaf)}."
+            )
     parts = []
-    for i, (x, f) in enumerate(zip(thetas, factors, strict=False)):
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+    for i, theta in enumerate(thetas):
+        dtype = jnp.promote_types(theta.dtype, jnp.float32)
         stream = None if key is None else _leaf_key(key, path, i)
-        parts.append(_Part(x.astype(dtype), None if f is None else f.astype(dtype), stream))
+        scale = factors[i].astype(dtype) if factors else None
+        parts.append(_Part(theta.astype(dtype), scale, stream))
     return parts
 
 

@@ -31,7 +31,8 @@ class PerturbationDiagnostics(NamedTuple):
 
     Attributes:
       relative_norm: Euclidean norm of the perturbation over that of the step before it,
-        both over the whole tree; 0 where both vanish.
+        both over the whole tree; 0 where both vanish. The "step" is what the
+        transformation is given or wraps: with `weigh="moments"`, the gradient before Adam.
       flipped_share: share of the weighed coordinates whose direction was reversed.
     """
 
@@ -81,7 +82,7 @@ def scale_by_superposition(
     .. math:: u_t \leftarrow u_t \, (1 + \lambda_t \, w(\theta_{t-1}))
 
     For :math:`|\lambda| < 1` each coordinate keeps its direction, at any scale of the
-    gradient. With :math:`\lambda = 0` the updates pass unchanged, bit for bit. Without
+    gradient. With :math:`\lambda = 0` finite updates pass unchanged, bit for bit. Without
     shots the result is differentiable in λ, in the parameters and in the circuit's angles.
 
     Args:
@@ -181,6 +182,8 @@ def superpose(
     _check_quantum_weight(quantum_weight)
     chosen = _chosen(superposition)
     seed = key_data(key)
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"inner={inner!r} must be an optax.GradientTransformation.")
     wrapped = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> Any:
@@ -236,7 +239,8 @@ def superpositional_adamw(
       "quantum-inspired moment updates". A weight that changes slowly cancels in Adam's
       ratio, so it does little.
 
-    With :math:`\lambda = 0` the parameters are those of `optax.adamw`, bit for bit.
+    With :math:`\lambda = 0` the parameters are those of `optax.adamw`, bit for bit, as long
+    as the gradients are finite.
 
     Args:
       learning_rate: α, a float or a schedule.
@@ -318,7 +322,9 @@ def _check_quantum_weight(quantum_weight: Any) -> None:
     if callable(quantum_weight) or isinstance(quantum_weight, Tracer):
         return
     allowed = "a finite real number, a scalar array or a schedule"
-    if isinstance(quantum_weight, (bool, str, NoneType)) or not np.isrealobj(quantum_weight):
+    if isinstance(quantum_weight, (bool, np.bool_, str, NoneType)) or not np.isrealobj(
+        quantum_weight
+    ):
         raise TypeError(f"quantum_weight={quantum_weight!r} must be {allowed}.")
     try:
         value = np.asarray(quantum_weight, np.float64)
@@ -335,7 +341,9 @@ def _next(count: Int32[Array, ""]) -> Int32[Array, ""]:
 def _strength_and_key(superposition, quantum_weight, state, params):
     if params is None:
         raise ValueError(NO_PARAMS_MSG)
-    strength = quantum_weight(state.count) if callable(quantum_weight) else quantum_weight
+    strength: Any = quantum_weight(state.count) if callable(quantum_weight) else quantum_weight
+    if jnp.shape(strength) != ():
+        raise ValueError(f"quantum_weight of shape {jnp.shape(strength)} must be a scalar.")
     return strength, None if superposition.shots is None else step_key(state.key, state.count)
 
 
@@ -350,8 +358,13 @@ def _on_real_parts(rule, updates: PyTree, others: PyTree) -> PyTree:
                 f"update of shape {jnp.shape(update)} does not match its parameter of shape "
                 f"{jnp.shape(other)}."
             )
+        xs, ys = real_parts(update), real_parts(other)
+        if xs and len(xs) != len(ys):
+            raise ValueError(
+                f"update of {jax.typeof(update)} does not match its parameter: one is complex."
+            )
         results = []
-        for x, y in zip(real_parts(update), real_parts(other), strict=False):
+        for x, y in zip(xs, ys[: len(xs)], strict=True):
             dtype = jnp.promote_types(x.dtype, y.dtype)
             results.append(rule(x.astype(dtype), y.astype(dtype)).astype(x.dtype))
         return from_real_parts(results, jnp.shape(update)) if results else update
@@ -360,7 +373,7 @@ def _on_real_parts(rule, updates: PyTree, others: PyTree) -> PyTree:
 
 
 def _no_perturbation() -> PerturbationDiagnostics:
-    return PerturbationDiagnostics(jnp.zeros(()), jnp.zeros(()))
+    return PerturbationDiagnostics(*jnp.zeros((2,), jnp.float32))
 
 
 def _report(superposition, before: PyTree, after: PyTree) -> PerturbationDiagnostics:
@@ -376,4 +389,5 @@ def _report(superposition, before: PyTree, after: PyTree) -> PerturbationDiagnos
     norm = optax.tree.norm([x for x, _ in pairs])
     change = optax.tree.norm([y - x for x, y in pairs])
     relative = jnp.where(change == 0, 0.0, change / norm)
-    return PerturbationDiagnostics(relative, flipped / max(weighed, 1))
+    share = flipped / max(weighed, 1)
+    return PerturbationDiagnostics(relative.astype(jnp.float32), share.astype(jnp.float32))

@@ -146,7 +146,7 @@ def test_malformed_clinc150_names_file_place_and_form(clinc, name, content, mess
 
 
 def test_missing_data_names_the_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"domains.json does not exist; expected"):
+    with pytest.raises(FileNotFoundError, match=r"domains.json cannot be read; expected"):
         datasets.clinc150(tmp_path)
 
 

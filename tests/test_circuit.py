@@ -132,3 +132,24 @@ def test_integers_of_numpy_are_integers():
     integers: Any = np.int64(2), np.int32(1), np.int8(2)
     circuit = qsgd.Circuit(*integers)
     assert circuit.angles.shape == (1, 2, 2)
+
+
+def test_qnode_refuses_what_does_not_fit_and_is_differentiable():
+    circuit = qsgd.Circuit(2, 1)
+    with pytest.raises(ValueError, match=r"has 1 wires; allowed are devices of at least"):
+        circuit.qnode(qml.device("default.qubit", wires=1))
+    with pytest.raises(ValueError, match=r"theta has shape \(4,\); allowed is \(..., 2\)"):
+        circuit.qnode("default.qubit")(np.zeros(4))
+    with pytest.raises(ValueError, match=r"weights has shape \(3, 5, 2\)"):
+        circuit.qnode("default.qubit")(np.zeros(2), np.zeros((3, 5, 2)))
+    theta = qml.numpy.array([0.1, 0.2], requires_grad=True)
+    plain = qsgd.Circuit(2).qnode("lightning.qubit")
+    slope = qml.grad(lambda x: plain(x)[0])(theta)
+    np.testing.assert_allclose(slope, [np.pi * np.cos(0.1 * np.pi), 0], atol=1e-9)
+
+
+def test_a_circuit_keeps_its_own_copy_of_the_angles():
+    angles = np.ones((1, 2, 2))
+    circuit = qsgd.Circuit(2, 1, weights=angles)
+    angles[:] = 0
+    np.testing.assert_array_equal(circuit.angles, 1)

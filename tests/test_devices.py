@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -268,3 +269,28 @@ def test_too_few_wires_are_refused(device):
     for word in (device, "2 wires", "n_qubits=3"):
         assert word in str(caught.value)
     assert devices.open_device(qml.device(device, wires=3), 3).wires is not None
+
+
+def test_threads_that_share_a_device_get_their_own_answers(simulate):
+    circuit, opened = qsgd.Circuit(2, 1), devices.open_device("lightning.qubit", 2)
+    batches = [_theta(300, seed=seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda theta: devices.run(circuit, opened, theta), batches))
+    for theta, answer in zip(batches, answers, strict=True):
+        np.testing.assert_allclose(answer, simulate(theta, circuit.angles)[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("angles", [np.ones((1, 2, 2), int), np.ones((1, 2, 2))], ids=str)
+@pytest.mark.parametrize("device", NAMES)
+def test_traced_angles_of_any_dtype_are_probed_in_float32(simulate, device, angles):
+    opened, theta = devices.open_device(device, 2), _theta(3)
+    traced = jnp.asarray(angles, int if angles.dtype == int else jnp.bfloat16)
+    answers = jax.jit(lambda w: devices.run(qsgd.Circuit(2, 1, weights=w), opened, theta))(traced)
+    np.testing.assert_allclose(answers, simulate(theta, angles)[0], atol=5e-6)
+
+
+def test_a_device_that_brings_shots_is_refused():
+    with pytest.warns(qml.exceptions.PennyLaneDeprecationWarning):
+        device = qml.device("lightning.qubit", wires=2, shots=10)
+    with pytest.raises(ValueError, match=r"shots=10; allowed are devices without"):
+        qsgd.Superposition(qsgd.Circuit(2), device=device)

@@ -602,3 +602,21 @@ def test_a_device_that_answers_nonsense_is_named(monkeypatch):
     monkeypatch.setattr(type(opened), "execute", answers)
     with pytest.raises(ValueError, match=r"default\.mixed"):
         _ = qsgd.Superposition(qsgd.Circuit(2), device=opened).coefficients
+
+
+@pytest.mark.parametrize("coverage", ["leading", "everywhere"])
+def test_weights_on_a_mesh_of_explicit_axes(coverage):
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    superposition = qsgd.Superposition(qsgd.Circuit(2, 1), coverage=coverage)
+    plain = jnp.linspace(-1, 1, 12).reshape(6, 2)
+    expected = superposition.weights(plain)
+    for spec in (("x", None), (None, None)):
+        sharding = jax.NamedSharding(mesh, jax.P(*spec))
+        weights = jax.jit(superposition.weights)(jax.device_put(plain, sharding))
+        assert weights.sharding.is_equivalent_to(sharding, 2)
+        np.testing.assert_allclose(weights, expected, atol=1e-6)
+        gradients = jax.device_put(2 * jnp.ones((6, 2)), sharding)
+        perturbation = jax.jit(superposition.perturbation)(
+            jax.device_put(plain, sharding), gradients
+        )
+        np.testing.assert_allclose(perturbation, 2 * expected, atol=1e-6)
