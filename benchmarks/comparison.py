@@ -95,7 +95,10 @@ def print_tables(arms: Mapping[str, Any], target: float) -> None:
         f"To {goal} validation accuracy, smoothed over 3 epochs",
         ["arm", "epochs", "median", "seconds", "median", "never"],
         [[arm["label"], *_race(arm["summary"], len(arm["runs"]))] for arm in reports],
-        ["A mean is shown if every run gets there; medians count the others as infinite."],
+        [
+            "A mean is shown if every run gets there; medians count the others as infinite.",
+            "Arms train one after another: their seconds compare only on an idle machine.",
+        ],
     )
     if len(reports) > 1:
         print_table(

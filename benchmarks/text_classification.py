@@ -48,7 +48,8 @@ figures:
                      epochs, first reaches --target (linear interpolation). A run that never does
                      counts as infinite; such runs are counted beside the median.
   seconds to target  training time until then: no compilation, no evaluation. As many seeds as
-                     there are CPU cores train at the same time.
+                     there are CPU cores train at the same time. Arms train one after
+                     another, so what else the machine did meanwhile is in it.
   ±                  half of the 95 % t interval of a mean over seeds
 
 examples:
