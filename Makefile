@@ -15,7 +15,7 @@ demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, si
 test: .venv/test ## Lint, type-check and test everything.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # A stamp per extra: installed again when what it is made of changes.
