@@ -3,24 +3,23 @@
 import dataclasses
 import functools
 import math
-import zlib
 from typing import Any, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, UInt32
+from jaxtyping import Array, PyTree
 
 from qsgd_jax import coverage as coverages
 from qsgd_jax import devices, fourier
 from qsgd_jax.circuit import Circuit, Readout
+from qsgd_jax.sampling import key_data, leaf_key, mean_of_shots, step_key
 
 # 65,536 tapes are about 4 seconds on lightning.qubit and 1 GB of host memory; 2²²
 # coefficients are 32 MiB of constants in every compiled step.
 _MAX_SETTINGS = 2**16
 _MAX_COEFFICIENTS = 2**22
 _EXECUTIONS = ("auto", "fourier", "direct")
-_KEY_IMPLEMENTATION = "threefry2x32"
 
 
 class _Part(NamedTuple):
@@ -306,7 +305,7 @@ class Superposition:
         ]
 
     def _sample(self, probabilities: list[Array], key: Array) -> list[Array]:
-        return _mean_of_shots(self.circuit.n_qubits, cast(int, self.shots))(probabilities, key)
+        return mean_of_shots(self.circuit.n_qubits, cast(int, self.shots))(probabilities, key)
 
 
 def superposition_weights(
@@ -356,7 +355,7 @@ def _parts(path: tuple, leaf: Any, factor: Any, key: Array | None) -> list[_Part
     parts = []
     for i, theta in enumerate(thetas):
         dtype = jnp.promote_types(theta.dtype, jnp.float32)
-        stream = None if key is None else _leaf_key(key, path, i)
+        stream = None if key is None else leaf_key(key, path, i)
         scale = factors[i].astype(dtype) if factors else None
         parts.append(_Part(theta.astype(dtype), scale, stream))
     return parts
@@ -379,66 +378,3 @@ def from_real_parts(parts: list[Array], shape: tuple[int, ...]) -> Array:
     if not parts:
         return jnp.zeros(shape)
     return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)
-
-
-def key_data(key: Array | int) -> UInt32[Array, "2"]:
-    """Raw data of a random key, from a seed, a typed threefry key or raw data.
-
-    Typed keys in an optimizer's state break `flax.serialization`.
-    """
-    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        key = jax.random.key(key, impl=_KEY_IMPLEMENTATION)
-    if isinstance(key, (jax.Array, np.ndarray)):
-        if jnp.issubdtype(key.dtype, jnp.integer) and key.shape == ():
-            key = jax.random.key(jnp.asarray(key), impl=_KEY_IMPLEMENTATION)
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            key = jax.random.key_data(jnp.asarray(key))
-        if key.dtype == jnp.uint32 and key.shape == (2,):
-            return jnp.asarray(key)
-    raise TypeError(f"key={key!r} must be an integer seed or one {_KEY_IMPLEMENTATION} key.")
-
-
-def step_key(data: UInt32[Array, "2"], count: Array | int) -> Array:
-    """The typed random key of the step `count`."""
-    return jax.random.fold_in(jax.random.wrap_key_data(data, impl=_KEY_IMPLEMENTATION), count)
-
-
-def _leaf_key(key: Array, path: tuple, part: int) -> Array:
-    """A stream for each leaf, by its path: an index would repeat under `optax.partition`."""
-    name = f"{jax.tree_util.keystr(path)}#{part}"
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
-
-
-@functools.cache
-def _mean_of_shots(n: int, shots: int):
-    """A function `(probabilities, key) -> weights`: the mean of joint measurements of Z.
-
-    Each probability within 1e-4 (float32; 1e-10 in float64) below zero is rounding and
-    counts as zero; anything further below makes the block's weights NaN.
-    """
-
-    @jax.custom_jvp
-    def sample(probabilities: list[Array], key: Array) -> list[Array]:
-        shape, dtype = probabilities[0].shape, probabilities[0].dtype
-        tolerance = 1e-10 if dtype == jnp.float64 else 1e-4
-        steps, total = [], jnp.zeros(shape, dtype)
-        for p in probabilities:
-            total += jnp.where(p < -tolerance, jnp.nan, jnp.maximum(p, 0))
-            steps.append(total)
-
-        def shot(sums, key):
-            level = jax.random.uniform(key, shape, dtype) * total
-            outcome = sum((level >= step).astype(jnp.int32) for step in steps[:-1])
-            return [s + 1 - 2 * (outcome >> (n - 1 - j) & 1) for j, s in enumerate(sums)], None
-
-        start = [jnp.zeros(shape, dtype)] * n
-        sums, _ = jax.lax.scan(shot, start, jax.random.split(key, shots))
-        return [jnp.where(jnp.isnan(total), jnp.nan, s / shots) for s in sums]
-
-    @sample.defjvp
-    def _refuse(primals, tangents):
-        raise TypeError(
-            f"Weights sampled with shots={shots} cannot be differentiated; shots=None can."
-        )
-
-    return sample

@@ -14,12 +14,11 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int32, PyTree, UInt32
 from optax._src.base import NO_PARAMS_MSG  # optax exports its message nowhere else
 
+from qsgd_jax.sampling import key_data, step_key
 from qsgd_jax.superposition import (
     Superposition,
     from_real_parts,
-    key_data,
     real_parts,
-    step_key,
 )
 
 Weigh = Literal["gradient", "update", "moments"]

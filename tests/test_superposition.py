@@ -15,7 +15,7 @@ import scipy.stats
 import qsgd_jax as qsgd
 from qsgd_jax.circuit import Readout
 from qsgd_jax.coverage import Coverage
-from qsgd_jax.superposition import step_key
+from qsgd_jax.sampling import step_key
 
 DEVICES = ("lightning.qubit", "default.qubit")
 EXECUTIONS = ("fourier", "direct")
