@@ -46,21 +46,23 @@ LANDSCAPES: dict[str, tuple[Callable[[Array], Array], list[float]]] = {
     "Rosenbrock": (rosenbrock, [-1.2, 1.0, -1.2, 1.0]),
 }
 LEARNING_RATE = 1e-2
-ARMS = {
-    "Adam": optax.adam(LEARNING_RATE),
-    "gradient, λ = 0.05": qsgd.superpositional_adamw(
-        LEARNING_RATE, weight_decay=0.0, quantum_weight=0.05
-    ),
-    "gradient, λ = 0.5": qsgd.superpositional_adamw(
-        LEARNING_RATE, weight_decay=0.0, quantum_weight=0.5
-    ),
-    "moments, λ = 0.5": qsgd.superpositional_adamw(
-        LEARNING_RATE, weight_decay=0.0, quantum_weight=0.5, weigh="moments"
-    ),
-    "update, λ = 0.5": qsgd.superpositional_adamw(
-        LEARNING_RATE, weight_decay=0.0, quantum_weight=0.5, weigh="update"
-    ),
-}
+
+
+def optimizers() -> dict[str, optax.GradientTransformation]:
+    """Adam, and superpositional Adam in each form."""
+
+    def superposed(quantum_weight: float, weigh: Any) -> optax.GradientTransformation:
+        return qsgd.superpositional_adamw(
+            LEARNING_RATE, weight_decay=0.0, quantum_weight=quantum_weight, weigh=weigh
+        )
+
+    return {
+        "Adam": optax.adam(LEARNING_RATE),
+        "gradient, λ = 0.05": superposed(0.05, "gradient"),
+        "gradient, λ = 0.5": superposed(0.5, "gradient"),
+        "moments, λ = 0.5": superposed(0.5, "moments"),
+        "update, λ = 0.5": superposed(0.5, "update"),
+    }
 
 
 def descend(
@@ -99,11 +101,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
+    arms = optimizers()
     curves: dict[str, dict[str, np.ndarray]] = {}
     ends: dict[str, dict[str, Any]] = {}
     for name, (loss, start) in LANDSCAPES.items():
         curves[name], ends[name] = {}, {}
-        for arm, optimizer in ARMS.items():
+        for arm, optimizer in arms.items():
             values, x = descend(optimizer, loss, start, args.steps)
             curves[name][arm] = values
             finite = bool(np.isfinite(x).all())
@@ -117,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     reporting.print_table(
         f"Loss after {args.steps} steps",
         ["optimizer", *LANDSCAPES],
-        [[arm, *(_show(ends[name][arm]["loss"]) for name in LANDSCAPES)] for arm in ARMS],
+        [[arm, *(_show(ends[name][arm]["loss"]) for name in LANDSCAPES)] for arm in arms],
     )
 
 

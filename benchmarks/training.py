@@ -79,8 +79,8 @@ def train(
     """Train every seed and test it.
 
     The seeds take turns on one thread per core, an epoch at a time. XLA keeps one core busy with
-    products as small as these, under `jax.vmap` or `jax.lax.map` over seeds too; on two cores this
-    takes two thirds of their time (4.3 against 6.4 to 6.5 ms a seed and step).
+    products as small as these, under `jax.vmap` or `jax.lax.map` over seeds too; threads were the
+    fastest of the three on two cores.
 
     Args:
         make_optimizer: From a seed to the optimizer. The seed may only change the state that

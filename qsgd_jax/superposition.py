@@ -327,7 +327,8 @@ def superposition_weights(
       real ones and gets a complex array.
 
     Raises:
-      TypeError: if `superposition` is none, or `key` is neither a seed nor a threefry key.
+      TypeError: if `superposition` is not a `Superposition`, or `key` is neither a
+        seed nor a threefry key.
 
     Example:
       >>> import jax.numpy as jnp, qsgd_jax as qsgd
