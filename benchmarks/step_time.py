@@ -33,31 +33,52 @@ round, and the table shows the median over rounds with its 95 % interval (order 
 Nothing but the optimizer is timed: gradients are constant, so in training the ratio of a whole step
 is closer to 1.
 
-Also: the extra time that compiling the first step of 100 leaves of 8 shapes takes, and the time to
+The floor is the time to move the arrays that XLA's kernels of a step read and write, each as large
+as all parameters, at the bandwidth of an in-place addition of two trees in the same run. Memory is
+what the compiled step holds beside its arguments, beyond adamw, as XLA schedules it by default and,
+on CPU, with the compiler option xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED; and
+what the optimizer's state holds beyond adamw's.
+
+Also: the extra time that compiling the first step of 200 leaves of 8 shapes takes, and the time to
 probe 81 settings on lightning.qubit.
 """
+
+# Arrays of the parameters' size that a step moves. XLA makes three kernels of adamw, of g, m -> m;
+# g, v -> v; and p, m, v -> p. Eq. 1 reads g again in the last. Blocks take a kernel of their own
+# between, p, m, v, g -> u, and the last one becomes p, u -> p.
+ARRAYS = {
+    "adamw": 10,
+    "adamw again": 10,
+    "leading": 10,
+    "leading, update": 10,
+    "everywhere, depth 0": 11,
+    "everywhere, depth 0, update": 10,
+    "everywhere, depth 1": 14,
+    "everywhere, depth 1, update": 13,
+    "everywhere, depth 2": 14,
+    "everywhere, depth 2, update": 13,
+}
+MEMORY_OPTIMIZED = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 Step = Callable[[PyTree, optax.OptState, PyTree], tuple[PyTree, optax.OptState]]
 
 
 def optimizers() -> dict[str, optax.GradientTransformation]:
     """The optimizers that are timed; the first is what the others are compared with."""
-    everywhere = {
-        depth: qsgd.Superposition(qsgd.Circuit(depth=depth), coverage="everywhere")
-        for depth in (0, 1, 2)
-    }
-    return {
+    found: dict[str, optax.GradientTransformation] = {
         "adamw": optax.adamw(1e-3),
         "adamw again": optax.adamw(1e-3),
         "leading": qsgd.superpositional_adamw(1e-3),
         "leading, update": qsgd.superpositional_adamw(1e-3, weigh="update"),
-        "everywhere, depth 0": qsgd.superpositional_adamw(1e-3, superposition=everywhere[0]),
-        "everywhere, depth 0, update": qsgd.superpositional_adamw(
-            1e-3, superposition=everywhere[0], weigh="update"
-        ),
-        "everywhere, depth 1": qsgd.superpositional_adamw(1e-3, superposition=everywhere[1]),
-        "everywhere, depth 2": qsgd.superpositional_adamw(1e-3, superposition=everywhere[2]),
     }
+    for depth in (0, 1, 2):
+        superposition = qsgd.Superposition(qsgd.Circuit(depth=depth), coverage="everywhere")
+        name = f"everywhere, depth {depth}"
+        found[name] = qsgd.superpositional_adamw(1e-3, superposition=superposition)
+        found[f"{name}, update"] = qsgd.superpositional_adamw(
+            1e-3, superposition=superposition, weigh="update"
+        )
+    return found
 
 
 def transformer_like(n_parameters: int, layers: int) -> dict[str, Array]:
@@ -86,7 +107,11 @@ def transformer_like(n_parameters: int, layers: int) -> dict[str, Array]:
     }
 
 
-def compiled_step(optimizer: optax.GradientTransformation, params: PyTree) -> tuple[Step, float]:
+def compiled_step(
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    compiler_options: dict[str, Any] | None = None,
+) -> tuple[Any, float]:
     """Compile one step afresh; also return the seconds from tracing to the executable."""
 
     def step(params: PyTree, state: optax.OptState, gradients: PyTree):
@@ -95,8 +120,38 @@ def compiled_step(optimizer: optax.GradientTransformation, params: PyTree) -> tu
 
     state = jax.eval_shape(optimizer.init, params)
     began = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params)
+    compiled = lowered.compile(compiler_options)
     return compiled, time.perf_counter() - began
+
+
+def memory(params: PyTree) -> dict[str, dict[str, int]]:
+    """Bytes of each optimizer's state, and of what its step holds beside its arguments."""
+    report = {}
+    on_cpu = jax.default_backend() == "cpu"
+    for name, optimizer in optimizers().items():
+        state = jax.eval_shape(optimizer.init, params)
+        rows = {"state": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))}
+        for schedule, options in (("default", None), ("memory_optimized", MEMORY_OPTIMIZED)):
+            if options is None or on_cpu:
+                found = compiled_step(optimizer, params, options)[0].memory_analysis()
+                outputs = found.output_size_in_bytes - found.alias_size_in_bytes
+                rows[schedule] = found.temp_size_in_bytes + outputs
+        report[name] = rows
+    return report
+
+
+def bytes_per_second(params: PyTree, repeats: int = 20) -> float:
+    """Bandwidth of adding one tree to another in place: two arrays read, one written."""
+    add = jax.jit(lambda p, g: jax.tree.map(jnp.add, p, g), donate_argnums=0)
+    own, other = jax.tree.map(jnp.copy, params), jax.tree.map(jnp.zeros_like, params)
+    seconds = []
+    for _ in range(repeats + 2):
+        began = time.perf_counter()
+        own = jax.block_until_ready(add(own, other))
+        seconds.append(time.perf_counter() - began)
+    moved = 3 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return moved / statistics.median(seconds[2:])  # the first compile and warm up
 
 
 def time_steps(params: PyTree, rounds: int, describe: str) -> dict[str, np.ndarray]:
@@ -139,13 +194,13 @@ def ratios(seconds: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def compile_seconds(repeats: int) -> dict[str, float]:
-    """Median seconds to compile the first step of 100 leaves of 8 shapes."""
-    params = transformer_like(2_000_000, layers=13)
-    hundred = dict(list(params.items())[-100:])
+    """Median seconds to compile the first step of 200 leaves of 8 shapes."""
+    params = transformer_like(2_000_000, layers=25)
+    leaves = dict(list(params.items())[-200:])
     seconds: dict[str, list[float]] = {name: [] for name in optimizers()}
-    for _ in tqdm(range(repeats), desc="compiling 100 leaves"):
+    for _ in tqdm(range(repeats), desc="compiling 200 leaves"):
         for name, optimizer in optimizers().items():
-            seconds[name].append(compiled_step(optimizer, hundred)[1])
+            seconds[name].append(compiled_step(optimizer, leaves)[1])
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
@@ -197,34 +252,59 @@ def main(argv: Sequence[str] | None = None) -> None:
     report: dict[str, Any] = {"benchmark": "step_time", "provenance": reporting.provenance()}
     report["probe_seconds"] = probe_seconds(args.repeats)
     report["compile_seconds"] = compile_seconds(args.repeats)
-    report["steps"] = {}
+    report["steps"], report["memory"], report["bytes_per_second"] = {}, {}, {}
     for millions in args.millions:
         params = transformer_like(1_000_000 * millions, layers=6)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
-        seconds = time_steps(params, args.rounds, f"{count / 1e6:.1f} M parameters")
-        report["steps"][str(count)] = ratios(seconds)
+        bandwidth = bytes_per_second(params)
+        rows = ratios(time_steps(params, args.rounds, f"{count / 1e6:.1f} M parameters"))
+        for name, row in rows.items():
+            row["floor_milliseconds"] = 1e3 * ARRAYS[name] * 4 * count / bandwidth
+        report["steps"][str(count)] = rows
+        report["bytes_per_second"][str(count)] = bandwidth
+        report["memory"][str(count)] = {
+            "largest_leaf": 4 * max(leaf.size for leaf in jax.tree.leaves(params)),
+            "optimizers": memory(params),
+        }
     reporting.write_json(args.output / "step_time.json", report)
     _print(report)
 
 
 def _print(report: Mapping[str, Any]) -> None:
     for count, rows in report["steps"].items():
+        bandwidth = report["bytes_per_second"][count]
         reporting.print_table(
             f"One step of {int(count) / 1e6:.1f} M parameters",
-            ["optimizer", "ms", "ratio to adamw", "95 % interval"],
+            ["optimizer", "ms", "floor, ms", "ratio to adamw", "95 % interval"],
             [
                 [
                     name,
                     f"{row['milliseconds']:.2f}",
+                    f"{row['floor_milliseconds']:.2f}",
                     f"{row['ratio']:.3f}",
                     f"{row['low']:.3f} … {row['high']:.3f}",
                 ]
                 for name, row in rows.items()
             ],
+            [f"Bandwidth of an addition in place: {bandwidth / 1e9:.1f} GB/s"],
+        )
+        held = report["memory"][count]["optimizers"]
+        reporting.print_table(
+            f"Memory of a step of {int(count) / 1e6:.1f} M parameters, more than adamw",
+            ["optimizer", "state, bytes", *(f"{k}, MB" for k in held["adamw"] if k != "state")],
+            [
+                [name, f"{row['state'] - held['adamw']['state']:d}"]
+                + [f"{(row[k] - held['adamw'][k]) / 1e6:.2f}" for k in row if k != "state"]
+                for name, row in held.items()
+            ],
+            [
+                f"The parameters: {4 * int(count) / 1e6:.2f} MB; the largest leaf: "
+                f"{report['memory'][count]['largest_leaf'] / 1e6:.2f} MB"
+            ],
         )
     first = next(iter(report["compile_seconds"].values()))
     reporting.print_table(
-        "Compiling the first step of 100 leaves of 8 shapes",
+        "Compiling the first step of 200 leaves of 8 shapes",
         ["optimizer", "s", "more than adamw"],
         [
             [name, f"{seconds:.2f}", f"{seconds - first:+.2f}"]

@@ -83,10 +83,16 @@ def blocks(leaf: Float[Array, "..."], n: int) -> list[Float[Array, "..."]]:
     """
     leaf, axis = jnp.atleast_1d(leaf), _block_axis(leaf.shape)
     rows = leaf.shape[axis]
-    padding = [(0, -rows % n if i == axis else 0) for i in range(leaf.ndim)]
-    padded = jnp.pad(leaf, padding) if rows % n else leaf
-    split = padded.reshape((*leaf.shape[:axis], -(-rows // n), n, *leaf.shape[axis + 1 :]))
-    return [jax.lax.index_in_dim(split, j, axis + 1, keepdims=False) for j in range(n)]
+    if rows % n == 0:
+        split = leaf.reshape((*leaf.shape[:axis], rows // n, n, *leaf.shape[axis + 1 :]))
+        return [jax.lax.index_in_dim(split, j, axis + 1, keepdims=False) for j in range(n)]
+    # Padding the whole leaf would copy it.
+    columns = [jax.lax.slice_in_dim(leaf, min(j, rows), rows, n, axis) for j in range(n)]
+    missing = [-(-rows // n) - column.shape[axis] for column in columns]
+    return [
+        jnp.pad(column, [(0, m if i == axis else 0) for i in range(leaf.ndim)]) if m else column
+        for column, m in zip(columns, missing, strict=True)
+    ]
 
 
 def from_blocks(block: list[Float[Array, "..."]], shape: tuple[int, ...]):

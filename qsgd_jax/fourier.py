@@ -14,6 +14,7 @@ References:
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -156,9 +157,10 @@ def coefficients(values, n_qubits: int, degree: int):
     return table
 
 
-def _basis(theta, degree: int) -> list:
-    """[1, cos πθ, sin πθ, …], the higher harmonics by the addition theorems."""
-    cosine, sine = cospi(theta), sinpi(theta)
+def _basis(theta, degree: int, origin: float) -> list:
+    """[1, cos πx, sin πx, …] of x = θ − origin, higher harmonics by the addition theorems."""
+    x = _reduce(theta) - jnp.asarray(origin, theta.dtype) if origin else theta
+    cosine, sine = cospi(x), sinpi(x)
     basis, c, s = [1.0], cosine, sine
     for harmonic in range(1, degree + 1):
         if harmonic > 1:
@@ -197,10 +199,12 @@ def _dense(table, bases: list) -> list:
     return [output.reshape(shape) for output in outputs]
 
 
-def evaluate(table, thetas: Sequence[Float[Array, "..."]]) -> list[Float[Array, "..."]]:
+def evaluate(
+    table, thetas: Sequence[Float[Array, "..."]], origin: Sequence[float] | np.ndarray | None = None
+) -> list[Float[Array, "..."]]:
     r"""The polynomial at many points: elementwise, wherever the points lie.
 
-    .. math:: f(\theta) = \sum_k c_k \prod_j b_{k_j}(\theta_j)
+    .. math:: f(\theta) = \sum_k c_k \prod_j b_{k_j}(\theta_j - \theta^0_j)
 
     Concrete (NumPy) coefficients are specialised: zeros cost nothing. Traced ones,
     and tables of more than 512 terms, go through a matrix product, which holds
@@ -209,6 +213,8 @@ def evaluate(table, thetas: Sequence[Float[Array, "..."]]) -> list[Float[Array, 
     Args:
       table: coefficients, shape `(outputs, 2 degree + 1, …)`.
       thetas: one array for each input, all of one shape, in half turns.
+      origin: θ⁰, the point about which the coefficients are meant, in half turns; by
+        default zero.
 
     Returns:
       One array for each output, of that shape and dtype.
@@ -221,12 +227,30 @@ def evaluate(table, thetas: Sequence[Float[Array, "..."]]) -> list[Float[Array, 
       0.5
     """
     degree = (table.shape[1] - 1) // 2
-    bases = [_basis(theta, degree) for theta in thetas]
+    origin = [0.0] * len(thetas) if origin is None else origin
+    bases = [_basis(theta, degree, float(x)) for theta, x in zip(thetas, origin, strict=True)]
     concrete = isinstance(table, np.ndarray)
     if not concrete or np.count_nonzero(np.abs(table) > _ZERO) > _MAX_UNROLLED_TERMS:
         return _dense(table, bases)
     like = jnp.asarray(thetas[0])
-    return [jnp.broadcast_to(jnp.asarray(_nested(t, bases), like.dtype), like.shape) for t in table]
+    outputs = [jnp.asarray(_nested(t, bases), like.dtype) for t in table]
+    return [jnp.broadcast_to(output, like.shape) for output in outputs]
+
+
+@jax.custom_jvp
+def in_one_loop(arrays: list[Array]) -> list[Array]:
+    """Arrays of one shape, unchanged, but computed together so that they share their sines.
+
+    XLA:CPU gives each of them a loop of its own, which repeats all that it needs. Its only
+    loop of several outputs is a reduction of several operands; this one adds a zero to each.
+    """
+    first = jax.lax.broadcasted_iota(jnp.int32, (2,) + (1,) * arrays[0].ndim, 0) == 0
+    zeros = tuple(jnp.zeros((), array.dtype) for array in arrays)
+    terms = tuple(jnp.where(first, array, zero) for array, zero in zip(arrays, zeros, strict=True))
+    return list(jax.lax.reduce(terms, zeros, lambda x, y: tuple(map(operator.add, x, y)), (0,)))
+
+
+in_one_loop.defjvp(lambda primals, tangents: (in_one_loop(*primals), *tangents))
 
 
 def elementwise(table) -> np.ndarray | None:

@@ -33,10 +33,9 @@ def step_key(data: UInt32[Array, "2"], count: Array | int) -> Array:
     return jax.random.fold_in(jax.random.wrap_key_data(data, impl=_KEY_IMPLEMENTATION), count)
 
 
-def leaf_key(key: Array, path: tuple, part: int) -> Array:
+def leaf_key(key: Array, path: tuple) -> Array:
     """A stream for each leaf, by its path: an index would repeat under `optax.partition`."""
-    name = f"{jax.tree_util.keystr(path)}#{part}"
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
 
 
 @functools.cache

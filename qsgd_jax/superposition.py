@@ -26,8 +26,9 @@ class _Part(NamedTuple):
     """A real leaf, or one part of a complex one, in the dtype that its weights have."""
 
     theta: Array
-    factor: Array | None
     key: Any
+    update: Array | None = None
+    gradient: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,13 +129,15 @@ class Superposition:
 
     @functools.cached_property
     def coefficients(self):
-        """The circuit's Fourier coefficients, `(outputs, 2 uploads + 1, …)`, probed once.
+        """The Fourier coefficients about the circuit's origin, `(outputs, 2 uploads + 1, …)`.
+
+        They are probed once.
 
         Returns:
           A float64 NumPy array, or a JAX array where the circuit's angles are traced.
         """
         n, degree = self.circuit.n_qubits, self.circuit.uploads
-        grid = fourier.probe_grid(n, degree)
+        grid = self.circuit.origin + fourier.probe_grid(n, degree)
         values = devices.run(self.circuit, self._device, grid, self.readout)
         if isinstance(values, np.ndarray) and not np.isfinite(values).all():
             raise ValueError(f"device={self._device.name!r} answered with values not finite.")
@@ -162,135 +165,184 @@ class Superposition:
           >>> print(qsgd.Superposition().weights(jnp.array([0.5, -0.5])))
           [ 1. -1.]
         """
-        return self._on_leaves(params, None, key)
+        paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+        leaves = [leaf for _, leaf in paths_and_leaves]
+        parts = [_parts(path, leaf, self._leaf_key(key, path)) for path, leaf in paths_and_leaves]
+        answers = self._weigh_all(parts, None)
+        return treedef.unflatten(map(from_real_parts, answers, map(jnp.shape, leaves)))
 
-    def perturbation(
-        self, params: PyTree[Array], gradients: PyTree[Array], key: Array | None = None
-    ) -> PyTree[Array]:
-        r"""The perturbation of Eq. 2, the gradients times their weights.
+    def perturb(
+        self,
+        updates: PyTree,
+        gradients: PyTree,
+        params: PyTree,
+        quantum_weight: Array | float,
+        key: Array | None = None,
+    ) -> PyTree:
+        r"""Add the perturbation of Eq. 2, the gradients times their weights, to updates.
 
-        .. math:: Q(\theta, \nabla L) = w(\theta) \odot \nabla L
+        .. math:: u + \lambda \, w(\theta) \odot \nabla L
 
         Args:
-          params: arrays of any shape and dtype.
-          gradients: arrays of the same shapes, `None` where there is no gradient.
+          updates: u, arrays of any dtype, or `None`.
+          gradients: ∇L, arrays of the same shapes, `None` where there is no gradient.
+          params: θ, arrays of the same shapes.
+          quantum_weight: λ, a scalar.
           key: the step's typed random key; needed with `shots` only.
 
         Returns:
-          Arrays as `weights` returns them; without meaning where the gradient is `None`.
+          Updates of the dtypes given; those without a gradient, or of a parameter that is
+          not an inexact number, unchanged.
 
         Raises:
-          ValueError: if a gradient has another shape than its parameter, or only one of
-            them is complex, or `key` is missing and `shots` are asked for.
+          ValueError: if the trees differ in structure, a leaf in shape, or only one of an
+            update, its gradient and its parameter is complex, or `key` is missing and
+            `shots` are asked for.
 
         Example:
           >>> import jax.numpy as jnp, qsgd_jax as qsgd
           >>> params, gradients = jnp.array([0.5, -0.5]), jnp.array([2.0, 3.0])
-          >>> print(qsgd.Superposition().perturbation(params, gradients))
-          [ 2. -3.]
+          >>> print(qsgd.Superposition().perturb(jnp.zeros(2), gradients, params, 0.1))
+          [ 0.2 -0.3]
         """
-        return self._on_leaves(params, gradients, key)
-
-    def _on_leaves(self, params, gradients, key):
-        if self.shots is not None and key is None:
-            raise ValueError(f"key=None must be a random key, for shots={self.shots}.")
         paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-        factors: list[Any] = [None] * treedef.num_leaves
-        if gradients is not None:
-            factors = treedef.flatten_up_to(gradients)
-        parts: list[_Part] = []
-        for (path, leaf), factor in zip(paths_and_leaves, factors, strict=True):
-            parts += _parts(path, leaf, factor, key)
-        results: dict[int, Array] = {}
-        for dtype in dict.fromkeys(part.theta.dtype for part in parts):
-            chosen = [i for i, part in enumerate(parts) if part.theta.dtype == dtype]
-            answers = self._weigh([parts[i] for i in chosen])
-            results |= dict(zip(chosen, answers, strict=True))
-        stream = iter(results[i] for i in range(len(parts)))
+        like_params = {"updates": updates, "gradients": gradients}
+        flat = [_flatten_like(treedef, name, tree) for name, tree in like_params.items()]
+        parts = [
+            _parts(path, leaf, self._leaf_key(key, path), update, gradient)
+            for (path, leaf), update, gradient in zip(paths_and_leaves, *flat, strict=True)
+        ]
+        answers = self._weigh_all(parts, jnp.asarray(quantum_weight))
         return treedef.unflatten(
             [
-                from_real_parts([next(stream) for _ in real_parts(leaf)], jnp.shape(leaf))
-                for _, leaf in paths_and_leaves
+                from_real_parts(answer, jnp.shape(update)) if answer else update
+                for answer, update in zip(answers, flat[0], strict=True)
             ]
         )
 
-    def _weigh(self, parts: list[_Part]) -> list[Array]:
-        """The weights, times the factors, of real leaves of one dtype."""
+    def _leaf_key(self, key: Array | None, path: tuple) -> Any:
+        if self.shots is None:
+            return None
+        if key is None:
+            raise ValueError(f"key=None must be a random key, for shots={self.shots}.")
+        return leaf_key(key, path)
+
+    def _weigh_all(self, leaves: list[list[_Part]], strength: Array | None) -> list[list[Array]]:
+        """The answers for the parts of each leaf, for parts that go together at once."""
+        groups: dict[Any, list[tuple[int, int]]] = {}
+        for i, parts in enumerate(leaves):
+            for k, part in enumerate(parts):
+                sharding = jax.typeof(part.theta).sharding
+                mesh = sharding.mesh if sharding.mesh.explicit_axes else None
+                groups.setdefault((part.theta.dtype, mesh), []).append((i, k))
+        results: list[list[Any]] = [[None] * len(parts) for parts in leaves]
+        for (_, mesh), places in groups.items():
+            parts, weigh = [leaves[i][k] for i, k in places], self._weigh
+            if mesh is not None:
+                # There every slice would need a sharding of its own; XLA knows better.
+                shardings = [jax.typeof(part.theta).sharding for part in parts]
+                weigh = cast(Any, jax.sharding.auto_axes(weigh, out_sharding=shardings))
+            for (i, k), answer in zip(places, weigh(parts, strength), strict=True):
+                results[i][k] = answer
+        return results
+
+    def _weigh(self, parts: list[_Part], strength: Array | None) -> list[Array]:
+        """The weights, or the updates perturbed by them, of real leaves of one dtype."""
         if self._fourier and self.shots is None:
-            return [self._weigh_leaf(part.theta, part.factor) for part in parts]
+            return [
+                self._weigh_leaf(part.theta, part.update, part.gradient, strength) for part in parts
+            ]
         n = self.circuit.n_qubits
         if self.coverage == "everywhere":
             answers = self._outputs([coverages.blocks(part.theta, n) for part in parts])
             if self.shots is not None:
-                keys = [part.key for part in parts]
-                answers = list(map(self._sample, answers, keys))
-            weights = (
+                answers = [
+                    self._sample(answer, part.key)
+                    for answer, part in zip(answers, parts, strict=True)
+                ]
+            weights = [
                 coverages.from_blocks(answer, part.theta.shape)
                 for answer, part in zip(answers, parts, strict=True)
-            )
-            return [_times(w, part.factor) for w, part in zip(weights, parts, strict=True)]
+            ]
+            return [
+                _perturbed(part.update, strength, _weighed(w, part.gradient))
+                for w, part in zip(weights, parts, strict=True)
+            ]
         # One block a leaf: all leaves together are one small batch.
         joined = jnp.stack([coverages.leading_block(part.theta, n) for part in parts])
         (columns,) = self._outputs([list(joined.T)])
         if self.shots is not None:
             columns = jax.vmap(self._sample)(columns, jnp.stack([part.key for part in parts]))
         rows = jnp.stack(columns, axis=-1)
-        return [self._spread(row, *part[:2]) for row, part in zip(rows, parts, strict=True)]
+        return [
+            self._perturbed_at_the_head(row, part.theta.shape, part.update, part.gradient, strength)
+            for row, part in zip(rows, parts, strict=True)
+        ]
 
     @functools.cached_property
     def _weigh_leaf(self):
-        """`(theta, factor) -> w(theta) * factor` by the Fourier form, for one leaf.
+        """The answer of `_weigh` by the Fourier form without shots, for one leaf.
 
         Traced once for each shape. Nothing in it depends on the leaf's place among the
         others, so that leaves of one shape share XLA's compiled kernels.
         """
 
-        def weigh(theta: Array, factor: Array | None) -> Array:
+        def weigh(
+            theta: Array, update: Array | None, gradient: Array | None, strength: Array | None
+        ) -> Array:
             n, table = self.circuit.n_qubits, self.coefficients
-            line = fourier.elementwise(table)
+            line = None if self.circuit.origin.any() else fourier.elementwise(table)
             if self.coverage == "leading":
                 block = coverages.leading_block(theta, n)
                 weights = (
-                    jnp.stack(fourier.evaluate(table, list(block)))
+                    jnp.stack(self._evaluate(list(block)))
                     if line is None
                     else fourier.evaluate(line, [block])[0]
                 )
                 # A sum of one term: XLA fuses no reduction into a larger loop. It would else
                 # read the block where it overwrites the donated leaf, and copy the leaf first.
                 weights = jnp.sum(jnp.where(jnp.eye(n, dtype=bool), weights, 0), axis=1)
-                return self._spread(weights, theta, factor)
+                return self._perturbed_at_the_head(weights, theta.shape, update, gradient, strength)
             if line is not None:
-                return _times(fourier.evaluate(line, [theta])[0], factor)
-            outputs = fourier.evaluate(table, coverages.blocks(theta, n))
-            return _times(coverages.from_blocks(outputs, theta.shape), factor)
+                weights = fourier.evaluate(line, [theta])[0]
+                return _perturbed(update, strength, _weighed(weights, gradient))
+            outputs = self._evaluate(coverages.blocks(theta, n))
+            if update is not None and gradient is not None:
+                # What the weights act on goes into their loop. From parameters alone XLA would
+                # compute all of them before the gradients, and keep them in memory.
+                outputs = [
+                    _perturbed(u, strength, _weighed(w, g))
+                    for w, u, g in zip(
+                        outputs,
+                        coverages.blocks(update, n),
+                        coverages.blocks(gradient, n),
+                        strict=True,
+                    )
+                ]
+            return coverages.from_blocks(fourier.in_one_loop(outputs), theta.shape)
 
         # A function that closes over traced coefficients must not outlive their trace.
-        compiled = weigh if self.circuit.traced else jax.jit(weigh)
+        return weigh if self.circuit.traced else jax.jit(weigh)
 
-        def as_sharded(theta: Array, factor: Array | None) -> Array:
-            sharding = jax.typeof(theta).sharding
-            if not sharding.mesh.explicit_axes:
-                return compiled(theta, factor)
-            # On a mesh of explicit axes slices would need a sharding each; XLA knows better.
-            automatic: Any = jax.sharding.auto_axes(compiled, out_sharding=sharding)
-            return automatic(theta, factor)
+    def _evaluate(self, thetas: list[Array]) -> list[Array]:
+        """The circuit's answers by the Fourier form, for `n` arrays of one shape."""
+        return fourier.evaluate(self.coefficients, thetas, self.circuit.origin)
 
-        return as_sharded
+    def _perturbed_at_the_head(self, weights, shape, update, gradient, strength) -> Array:
+        """`_perturbed` by a leading block's weights, at its places in the leaf.
 
-    def _spread(self, block: Array, theta: Array, factor: Array | None) -> Array:
-        """A leading block's weights, times the factors, at their places in the leaf.
-
-        The factors are read at the block alone: XLA would read every one of them to multiply
+        The gradients are read at the block alone: XLA would read every one of them to multiply
         most by zero, which is a tenth of AdamW's memory traffic.
         """
-        if factor is not None:
-            block = block * coverages.leading_block(factor, self.circuit.n_qubits)
-        return coverages.from_leading_block(block, theta.shape)
+        if gradient is not None:
+            gradient = coverages.leading_block(gradient, self.circuit.n_qubits)
+        spread = coverages.from_leading_block(_weighed(weights, gradient), shape)
+        return _perturbed(update, strength, spread)
 
     def _outputs(self, block_sets: list[list[Array]]) -> list[list[Array]]:
         """The circuit's exact answers for sets of blocks, each `n` arrays of one shape."""
         if self._fourier:
-            return [fourier.evaluate(self.coefficients, thetas) for thetas in block_sets]
+            return [fourier.in_one_loop(self._evaluate(thetas)) for thetas in block_sets]
         shapes = [thetas[0].shape for thetas in block_sets]
         batch = jnp.concatenate(
             [jnp.stack([theta.ravel() for theta in thetas], -1) for thetas in block_sets]
@@ -344,30 +396,64 @@ def superposition_weights(
     return superposition.weights(params, step_key(key_data(key), 0))
 
 
-def _parts(path: tuple, leaf: Any, factor: Any, key: Array | None) -> list[_Part]:
-    thetas, factors = real_parts(leaf), () if factor is None else real_parts(factor)
-    if factor is not None and thetas:
-        found = (jnp.shape(factor), len(factors))
-        if found != (jnp.shape(leaf), len(thetas)):
-            raise ValueError(
-                f"gradient of {jax.typeof(factor)} at {jax.tree_util.keystr(path)} does not match "
-                f"its parameter of {jax.typeof(leaf)}."
-            )
-    parts = []
-    for i, theta in enumerate(thetas):
-        dtype = jnp.promote_types(theta.dtype, jnp.float32)
-        stream = None if key is None else leaf_key(key, path, i)
-        scale = factors[i].astype(dtype) if factors else None
-        parts.append(_Part(theta.astype(dtype), scale, stream))
-    return parts
+def _parts(path: tuple, leaf: Any, key: Any, *others: Any) -> list[_Part]:
+    """The real parts of a leaf with those of its update and gradient, if there are any.
+
+    None where nothing is to be weighed: a leaf, update or gradient that is missing or not
+    an inexact number.
+    """
+    for name, other in zip(("update", "gradient"), others, strict=False):
+        if other is not None and jnp.shape(other) != jnp.shape(leaf):
+            raise ValueError(f"{_unlike(name, other, path, leaf)}.")
+    thetas, rest = real_parts(leaf), [real_parts(other) for other in others]
+    if not thetas or not all(rest):
+        return []
+    for name, other, found in zip(("update", "gradient"), others, rest, strict=False):
+        if len(found) != len(thetas):
+            raise ValueError(f"{_unlike(name, other, path, leaf)}: one is complex.")
+    dtype = jnp.promote_types(thetas[0].dtype, jnp.float32)
+    return [
+        _Part(theta.astype(dtype), None if key is None else jax.random.fold_in(key, i), *both)
+        for i, (theta, *both) in enumerate(zip(thetas, *rest, strict=True))
+    ]
 
 
-def _times(weights: Array, factor: Array | None) -> Array:
-    return weights if factor is None else weights * factor
+def _unlike(name: str, other: Any, path: tuple, leaf: Any) -> str:
+    place = f" at {jax.tree_util.keystr(path)}" if path else ""
+    return (
+        f"{name} of {jax.typeof(other)}{place} does not match its parameter of {jax.typeof(leaf)}"
+    )
+
+
+def _flatten_like(treedef: Any, name: str, tree: PyTree) -> list[Any]:
+    try:
+        return treedef.flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} of structure {jax.tree.structure(tree)} must have that of params, {treedef}."
+        ) from error
+
+
+def _weighed(weights: Array, gradient: Array | None) -> Array:
+    if gradient is None:
+        return weights
+    dtype = jnp.promote_types(weights.dtype, gradient.dtype)
+    return weights.astype(dtype) * gradient.astype(dtype)
+
+
+def _perturbed(update: Array | None, strength: Array | None, perturbation: Array) -> Array:
+    """Eq. 1's step in the higher precision; the perturbation itself where there is no update."""
+    if update is None or strength is None:
+        return perturbation
+    dtype = jnp.promote_types(update.dtype, perturbation.dtype)
+    change = strength.astype(dtype) * perturbation.astype(dtype)
+    return (update.astype(dtype) + change).astype(update.dtype)
 
 
 def real_parts(leaf: Any) -> tuple[Array, ...]:
     """A leaf as real arrays: itself, the two parts of a complex one, none of any other."""
+    if leaf is None or jax.dtypes.result_type(leaf) == jax.dtypes.float0:
+        return ()
     leaf = jnp.asarray(leaf)
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         return jnp.real(leaf), jnp.imag(leaf)

@@ -15,11 +15,7 @@ from jaxtyping import Array, Float, Int32, PyTree, UInt32
 from optax._src.base import NO_PARAMS_MSG  # optax exports its message nowhere else
 
 from qsgd_jax.sampling import key_data, step_key
-from qsgd_jax.superposition import (
-    Superposition,
-    from_real_parts,
-    real_parts,
-)
+from qsgd_jax.superposition import Superposition, real_parts
 
 Weigh = Literal["gradient", "update", "moments"]
 ScalarOrSchedule = Float[Array, ""] | float | optax.Schedule
@@ -124,10 +120,7 @@ def scale_by_superposition(
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         del extra_args
         strength, step = _strength_and_key(chosen, quantum_weight, state, params)
-        weights = chosen.weights(params, step)
-        scaled = _on_real_parts(
-            lambda u, w: u * (1 + jnp.asarray(strength, w.dtype) * w), updates, weights
-        )
+        scaled = chosen.perturb(updates, updates, params, strength, step)
         report = _report(chosen, updates, scaled) if diagnostics else None
         return scaled, ScaleBySuperpositionState(_next(state.count), state.key, report)
 
@@ -193,11 +186,8 @@ def superpose(
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         strength, step = _strength_and_key(chosen, quantum_weight, state, params)
-        perturbation = chosen.perturbation(params, updates, step)
         steps, inner_state = wrapped.update(updates, state.inner_state, params, **extra_args)
-        perturbed = _on_real_parts(
-            lambda u, q: u + jnp.asarray(strength, q.dtype) * q, steps, perturbation
-        )
+        perturbed = chosen.perturb(steps, updates, params, strength, step)
         report = _report(chosen, steps, perturbed) if diagnostics else None
         return perturbed, SuperposeState(_next(state.count), state.key, report, inner_state)
 
@@ -344,31 +334,6 @@ def _strength_and_key(superposition, quantum_weight, state, params):
     if jnp.shape(strength) != ():
         raise ValueError(f"quantum_weight of shape {jnp.shape(strength)} must be a scalar.")
     return strength, None if superposition.shots is None else step_key(state.key, state.count)
-
-
-def _on_real_parts(rule, updates: PyTree, others: PyTree) -> PyTree:
-    """`rule(update, other)` of real arrays on each leaf; all but inexact leaves pass."""
-
-    def on_leaf(update: Any, other: Any):
-        if update is None:
-            return None
-        if jnp.shape(update) != jnp.shape(other):
-            raise ValueError(
-                f"update of shape {jnp.shape(update)} does not match its parameter of shape "
-                f"{jnp.shape(other)}."
-            )
-        xs, ys = real_parts(update), real_parts(other)
-        if xs and len(xs) != len(ys):
-            raise ValueError(
-                f"update of {jax.typeof(update)} does not match its parameter: one is complex."
-            )
-        results = []
-        for x, y in zip(xs, ys[: len(xs)], strict=True):
-            dtype = jnp.promote_types(x.dtype, y.dtype)
-            results.append(rule(x.astype(dtype), y.astype(dtype)).astype(x.dtype))
-        return from_real_parts(results, jnp.shape(update)) if results else update
-
-    return jax.tree.map(on_leaf, updates, others, is_leaf=lambda x: x is None)
 
 
 def _no_perturbation() -> PerturbationDiagnostics:

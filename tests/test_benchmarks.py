@@ -184,6 +184,10 @@ def test_step_time_reports_ratios_of_every_optimizer(tmp_path, monkeypatch):
     ((count, rows),) = report["steps"].items()
     assert 0.8e6 < int(count) < 1.2e6
     assert rows["adamw"]["ratio"] == 1.0 and set(rows) == set(small)
+    assert all(row["floor_milliseconds"] > 0 for row in rows.values())
+    held = report["memory"][count]["optimizers"]
+    assert 0 <= held["leading"]["default"] - held["adamw"]["default"] < 0.01 * 4 * int(count)
+    assert 0 < held["leading"]["state"] - held["adamw"]["state"] < 64 * 1024
     assert report["probe_seconds"] > 0 and set(report["compile_seconds"]) == set(small)
 
 

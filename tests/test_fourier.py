@@ -190,7 +190,7 @@ def test_coefficients_agree_with_pennylane(device, n, depth, uploads):
     for j in range(n):
         # Of period 2π in each input, `c[k] e^{i k·x}` with k = 0 … R, −R … −1.
         complex_table = qml.fourier.coefficients(
-            lambda x, j=j: np.ravel(qnode(np.asarray(x) / np.pi))[j], n, uploads
+            lambda x, j=j: np.ravel(qnode(circuit.origin + np.asarray(x) / np.pi))[j], n, uploads
         )
         for _ in range(n):  # one axis at a time, from exponentials to [1, cos, sin, …]
             c = np.moveaxis(complex_table, 0, -1)
@@ -205,7 +205,8 @@ def test_coefficients_agree_with_pennylane(device, n, depth, uploads):
 def _probed(device, n, depth, uploads, readout):
     circuit = qsgd.Circuit(n, depth, uploads, seed=n + depth)
     opened = devices.open_device(device, n)
-    values = devices.run(circuit, opened, fourier.probe_grid(n, uploads), readout)
+    grid = circuit.origin + fourier.probe_grid(n, uploads)
+    values = devices.run(circuit, opened, grid, readout)
     return circuit, opened, fourier.coefficients(values, n, uploads)
 
 
@@ -229,7 +230,8 @@ def test_fourier_form_is_the_circuit(simulate, dtype, n, depth, uploads, device,
     circuit, opened, table = _probed(device, n, depth, uploads, readout)
     theta = np.random.default_rng(n).uniform(-3, 3, (5, n)).astype(dtype)
     direct = jax.jit(lambda x: devices.run(circuit, opened, x, readout))(theta)
-    evaluated = jax.jit(lambda x: jnp.stack(fourier.evaluate(table, list(x.T)), -1))(theta)
+    origin = circuit.origin
+    evaluated = jax.jit(lambda x: jnp.stack(fourier.evaluate(table, list(x.T), origin), -1))(theta)
     assert direct.dtype == evaluated.dtype == dtype
     tolerance = TOLERANCE[dtype.name]
     np.testing.assert_allclose(evaluated, direct, atol=tolerance, rtol=0)

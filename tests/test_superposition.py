@@ -616,7 +616,7 @@ def test_weights_on_a_mesh_of_explicit_axes(coverage):
         assert weights.sharding.is_equivalent_to(sharding, 2)
         np.testing.assert_allclose(weights, expected, atol=1e-6)
         gradients = jax.device_put(2 * jnp.ones((6, 2)), sharding)
-        perturbation = jax.jit(superposition.perturbation)(
+        perturbation = jax.jit(lambda p, g: superposition.perturb(jnp.zeros_like(p), g, p, 1.0))(
             jax.device_put(plain, sharding), gradients
         )
         np.testing.assert_allclose(perturbation, 2 * expected, atol=1e-6)
