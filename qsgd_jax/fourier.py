@@ -49,8 +49,8 @@ def _sinpi_core(s):
     return s * functools.reduce(lambda total, c: total * z + c, reversed(lower), highest)
 
 
-def _reduce(x):
-    """`x` modulo the period 2, in [−1, 1]; exact in floating point."""
+def within_period(x):
+    """Half turns modulo the period 2, in [−1, 1]; exact in floating point."""
     return x - 2 * jnp.round(x / 2)
 
 
@@ -75,7 +75,7 @@ def sinpi(x: Float[Array, "..."]) -> Float[Array, "..."]:
       >>> print(sinpi(jnp.array([0.5, 1.0, 1000001.5])))
       [ 1.  0. -1.]
     """
-    y = _reduce(x)
+    y = within_period(x)
     # Folded into [−½, ½]. A comparison is one instruction; jnp.minimum guards NaN with more.
     y = jnp.where(y < 1 - y, y, 1 - y)
     return _sinpi_core(jnp.where(y > -1 - y, y, -1 - y))
@@ -99,7 +99,7 @@ def cospi(x: Float[Array, "..."]) -> Float[Array, "..."]:
       >>> print(cospi(jnp.array([0.0, 0.5, 1000001.0])))
       [ 1.  0. -1.]
     """
-    return _sinpi_core(0.5 - jnp.abs(_reduce(x)))
+    return _sinpi_core(0.5 - jnp.abs(within_period(x)))
 
 
 sinpi.defjvps(lambda tangent, _, x: jnp.pi * cospi(x) * tangent)
@@ -159,7 +159,7 @@ def coefficients(values, n_qubits: int, degree: int):
 
 def _basis(theta, degree: int, origin: float) -> list:
     """[1, cos πx, sin πx, …] of x = θ − origin, higher harmonics by the addition theorems."""
-    x = _reduce(theta) - jnp.asarray(origin, theta.dtype) if origin else theta
+    x = within_period(theta) - jnp.asarray(origin, theta.dtype) if origin else theta
     cosine, sine = cospi(x), sinpi(x)
     basis, c, s = [1.0], cosine, sine
     for harmonic in range(1, degree + 1):

@@ -40,27 +40,34 @@ def leaf_key(key: Array, path: tuple) -> Array:
 
 @functools.cache
 def mean_of_shots(n: int, shots: int):
-    """A function `(probabilities, key) -> weights`: the mean of joint measurements of Z.
+    """A function `(probabilities, key, numbers) -> weights`: the mean of joint measurements of Z.
 
+    `numbers` are those of the blocks along the first axes. Each is a stream of its own, so that
+    a block draws the same samples on every shard that holds it, however the leaf is cut.
     Each probability within 1e-4 (float32; 1e-10 in float64) below zero is rounding and
     counts as zero; anything further below makes the block's weights NaN.
     """
 
     @jax.custom_jvp
-    def sample(probabilities: list[Array], key: Array) -> list[Array]:
+    def sample(probabilities: list[Array], key: Array, numbers: Array) -> list[Array]:
         shape, dtype = probabilities[0].shape, probabilities[0].dtype
         tolerance = 1e-10 if dtype == jnp.float64 else 1e-4
-        steps, total = [], jnp.zeros(shape, dtype)
+        steps, total = [], jnp.zeros_like(probabilities[0])
         for p in probabilities:
             total += jnp.where(p < -tolerance, jnp.nan, jnp.maximum(p, 0))
             steps.append(total)
 
         def shot(sums, key):
-            level = jax.random.uniform(key, shape, dtype) * total
+            def draw(number):
+                stream = jax.random.fold_in(key, number)
+                return jax.random.uniform(stream, shape[numbers.ndim :], dtype)
+
+            level = functools.reduce(lambda f, _: jax.vmap(f), shape[: numbers.ndim], draw)(numbers)
+            level *= total
             outcome = sum((level >= step).astype(jnp.int32) for step in steps[:-1])
             return [s + 1 - 2 * (outcome >> (n - 1 - j) & 1) for j, s in enumerate(sums)], None
 
-        start = [jnp.zeros(shape, dtype)] * n
+        start = [jnp.zeros_like(total)] * n
         sums, _ = jax.lax.scan(shot, start, jax.random.split(key, shots))
         return [jnp.where(jnp.isnan(total), jnp.nan, s / shots) for s in sums]
 
@@ -70,4 +77,4 @@ def mean_of_shots(n: int, shots: int):
             f"Weights sampled with shots={shots} cannot be differentiated; shots=None can."
         )
 
-    return sample
+    return jax.jit(sample)  # else its loop would be compiled in every step that is not

@@ -257,7 +257,7 @@ class Superposition:
             answers = self._outputs([coverages.blocks(part.theta, n) for part in parts])
             if self.shots is not None:
                 answers = [
-                    self._sample(answer, part.key)
+                    self._sample(answer, part.key, coverages.block_numbers(part.theta.shape, n))
                     for answer, part in zip(answers, parts, strict=True)
                 ]
             weights = [
@@ -272,7 +272,8 @@ class Superposition:
         joined = jnp.stack([coverages.leading_block(part.theta, n) for part in parts])
         (columns,) = self._outputs([list(joined.T)])
         if self.shots is not None:
-            columns = jax.vmap(self._sample)(columns, jnp.stack([part.key for part in parts]))
+            keys = jnp.stack([part.key for part in parts])
+            columns = jax.vmap(self._sample, (0, 0, None))(columns, keys, jnp.int32(0))
         rows = jnp.stack(columns, axis=-1)
         return [
             self._perturbed_at_the_head(row, part.theta.shape, part.update, part.gradient, strength)
@@ -293,15 +294,16 @@ class Superposition:
             n, table = self.circuit.n_qubits, self.coefficients
             line = None if self.circuit.origin.any() else fourier.elementwise(table)
             if self.coverage == "leading":
-                block = coverages.leading_block(theta, n)
+                block = coverages.corner_blocks(theta, n)
                 weights = (
-                    jnp.stack(self._evaluate(list(block)))
+                    jnp.stack(self._evaluate(list(jnp.moveaxis(block, -1, 0))), -1)
                     if line is None
                     else fourier.evaluate(line, [block])[0]
                 )
                 # A sum of one term: XLA fuses no reduction into a larger loop. It would else
                 # read the block where it overwrites the donated leaf, and copy the leaf first.
-                weights = jnp.sum(jnp.where(jnp.eye(n, dtype=bool), weights, 0), axis=1)
+                one = jnp.eye(n, dtype=bool)
+                weights = jnp.sum(jnp.where(one, weights[..., None, :], 0), axis=-1)
                 return self._perturbed_at_the_head(weights, theta.shape, update, gradient, strength)
             if line is not None:
                 weights = fourier.evaluate(line, [theta])[0]
@@ -314,8 +316,8 @@ class Superposition:
                     _perturbed(u, strength, _weighed(w, g))
                     for w, u, g in zip(
                         outputs,
-                        coverages.blocks(update, n),
-                        coverages.blocks(gradient, n),
+                        coverages.blocks(update, n, borrow=False),
+                        coverages.blocks(gradient, n, borrow=False),
                         strict=True,
                     )
                 ]
@@ -335,7 +337,7 @@ class Superposition:
         most by zero, which is a tenth of AdamW's memory traffic.
         """
         if gradient is not None:
-            gradient = coverages.leading_block(gradient, self.circuit.n_qubits)
+            gradient = coverages.corner_blocks(gradient, self.circuit.n_qubits)
         spread = coverages.from_leading_block(_weighed(weights, gradient), shape)
         return _perturbed(update, strength, spread)
 
@@ -347,6 +349,8 @@ class Superposition:
         batch = jnp.concatenate(
             [jnp.stack([theta.ravel() for theta in thetas], -1) for thetas in block_sets]
         )
+        # Else −πθ, which the device is given, would be rounded before the period is taken off.
+        batch = fourier.within_period(batch)
         answers = jnp.asarray(
             devices.run(self.circuit, self._device, batch, self.readout), batch.dtype
         )
@@ -356,8 +360,9 @@ class Superposition:
             for split, shape in zip(jnp.split(answers, ends), shapes, strict=True)
         ]
 
-    def _sample(self, probabilities: list[Array], key: Array) -> list[Array]:
-        return mean_of_shots(self.circuit.n_qubits, cast(int, self.shots))(probabilities, key)
+    def _sample(self, probabilities: list[Array], key: Array, numbers: Array) -> list[Array]:
+        sample = mean_of_shots(self.circuit.n_qubits, cast(int, self.shots))
+        return sample(probabilities, key, numbers)
 
 
 def superposition_weights(

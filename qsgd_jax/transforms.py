@@ -186,6 +186,7 @@ def superpose(
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         strength, step = _strength_and_key(chosen, quantum_weight, state, params)
+        _check_gradients(updates, params)
         steps, inner_state = wrapped.update(updates, state.inner_state, params, **extra_args)
         perturbed = chosen.perturb(steps, updates, params, strength, step)
         report = _report(chosen, steps, perturbed) if diagnostics else None
@@ -290,7 +291,16 @@ def superpositional_adamw(
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
-    return cast(optax.GradientTransformationExtraArgs, chain)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        if params is None:
+            raise ValueError(NO_PARAMS_MSG)
+        # Adam's moments would broadcast what does not fit.
+        _check_gradients(updates, params)
+        _check_state(state, jax.eval_shape(chain.init, params))
+        return chain.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(chain.init, update)
 
 
 @functools.cache
@@ -311,12 +321,13 @@ def _check_quantum_weight(quantum_weight: Any) -> None:
     if callable(quantum_weight) or isinstance(quantum_weight, Tracer):
         return
     allowed = "a finite real number, a scalar array or a schedule"
-    if isinstance(quantum_weight, (bool, np.bool_, str, NoneType)) or not np.isrealobj(
-        quantum_weight
+    # `inject_hyperparams` holds numbers in the dtype of the parameters, which may be complex.
+    if isinstance(quantum_weight, (bool, np.bool_, str, NoneType)) or np.any(
+        np.imag(quantum_weight)
     ):
         raise TypeError(f"quantum_weight={quantum_weight!r} must be {allowed}.")
     try:
-        value = np.asarray(quantum_weight, np.float64)
+        value = np.asarray(np.real(quantum_weight), np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"quantum_weight={quantum_weight!r} must be {allowed}.") from None
     if value.shape != () or not np.isfinite(value):
@@ -330,10 +341,55 @@ def _next(count: Int32[Array, ""]) -> Int32[Array, ""]:
 def _strength_and_key(superposition, quantum_weight, state, params):
     if params is None:
         raise ValueError(NO_PARAMS_MSG)
+    for name, shape, dtype in (("count", (), jnp.int32), ("key", (2,), jnp.uint32)):
+        found = jax.typeof(getattr(state, name))
+        if (found.shape, found.dtype) != (shape, dtype):
+            raise ValueError(
+                f"{name} of {found} in the state must be {jax.ShapeDtypeStruct(shape, dtype)}."
+            )
     strength: Any = quantum_weight(state.count) if callable(quantum_weight) else quantum_weight
     if jnp.shape(strength) != ():
         raise ValueError(f"quantum_weight of shape {jnp.shape(strength)} must be a scalar.")
-    return strength, None if superposition.shots is None else step_key(state.key, state.count)
+    key = None if superposition.shots is None else step_key(state.key, state.count)
+    return jnp.real(strength), key
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...] | None]:
+    """The shape of every leaf by its path, `None` for a `None`."""
+    paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
+    return {
+        jax.tree_util.keystr(path): None if leaf is None else np.shape(leaf)
+        for path, leaf in paths_and_leaves
+    }
+
+
+def _check_gradients(gradients: PyTree, params: PyTree) -> None:
+    found, expected = _shapes(gradients), _shapes(params)
+    for path in expected | found:
+        if path not in found:
+            raise ValueError(f"gradients have nothing at {path!r}, where params have a leaf.")
+        if path not in expected:
+            raise ValueError(f"gradients have a leaf at {path!r}, where params have nothing.")
+        if found[path] is not None and found[path] != expected[path]:
+            raise ValueError(
+                f"gradient of shape {found[path]} at {path!r} does not match its parameter of "
+                f"shape {expected[path]}."
+            )
+
+
+def _check_state(state: PyTree, expected: PyTree) -> None:
+    """Refuse a state, perhaps restored, of another optimizer or of other parameters."""
+    found, wanted = _shapes(state), _shapes(expected)
+    for path in wanted | found:
+        if found.get(path) != wanted.get(path):
+            has, should = (
+                "nothing" if x is None else f"an array of shape {x}"
+                for x in (found.get(path), wanted.get(path))
+            )
+            raise ValueError(
+                f"state has {has} at {path!r}, where that of this optimizer and these params has "
+                f"{should}: was it made by another?"
+            )
 
 
 def _no_perturbation() -> PerturbationDiagnostics:
@@ -350,8 +406,13 @@ def _report(superposition, before: PyTree, after: PyTree) -> PerturbationDiagnos
     most = superposition.circuit.n_qubits if superposition.coverage == "leading" else math.inf
     weighed = sum(min(x.size, most) for x, _ in pairs)
     flipped = sum((jnp.sum(jnp.sign(x) * jnp.sign(y) < 0) for x, y in pairs), jnp.zeros(()))
-    norm = optax.tree.norm([x for x, _ in pairs])
-    change = optax.tree.norm([y - x for x, y in pairs])
+    # Squares of what is large or small would leave float32.
+    largest = functools.reduce(
+        jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x, _ in pairs], jnp.zeros(())
+    )
+    scale = jnp.where(largest > 0, largest, 1)
+    norm = optax.tree.norm([x / scale for x, _ in pairs])
+    change = optax.tree.norm([y / scale - x / scale for x, y in pairs])
     relative = jnp.where(change == 0, 0.0, change / norm)
     share = flipped / max(weighed, 1)
     return PerturbationDiagnostics(relative.astype(jnp.float32), share.astype(jnp.float32))

@@ -12,6 +12,11 @@ import pytest
 # pytest-xdist's, keep the cores busy: 729 settings took 30 s instead of 2.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Before anything asks jax for a device: the meshes of the tests, and of optax's, need eight.
+_DEVICES = "--xla_force_host_platform_device_count"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8"
+
 
 @pytest.fixture
 def float64():

@@ -454,7 +454,7 @@ def test_a_sample_belongs_to_its_path(coverage):
 
 @pytest.mark.parametrize("coverage", COVERAGES)
 def test_samples_are_fresh_inside_scan(coverage):
-    superposition = qsgd.Superposition(qsgd.Circuit(**SHOTS_CIRCUIT), coverage, shots=5)
+    superposition = qsgd.Superposition(qsgd.Circuit(**SHOTS_CIRCUIT), coverage, shots=101)
     params, data = jnp.full(30, 0.3), jnp.array([0, 7], jnp.uint32)
     weigh = jax.jit(superposition.weights)
 
@@ -604,19 +604,22 @@ def test_a_device_that_answers_nonsense_is_named(monkeypatch):
         _ = qsgd.Superposition(qsgd.Circuit(2), device=opened).coefficients
 
 
+@pytest.mark.parametrize("execution", ["fourier", "direct"])
+@pytest.mark.parametrize("shots", [None, 3])
 @pytest.mark.parametrize("coverage", ["leading", "everywhere"])
-def test_weights_on_a_mesh_of_explicit_axes(coverage):
+def test_weights_on_a_mesh_of_explicit_axes(coverage, shots, execution):
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
-    superposition = qsgd.Superposition(qsgd.Circuit(2, 1), coverage=coverage)
-    plain = jnp.linspace(-1, 1, 12).reshape(6, 2)
-    expected = superposition.weights(plain)
+    superposition = qsgd.Superposition(
+        qsgd.Circuit(2, 1), coverage=coverage, shots=shots, execution=execution
+    )
+    plain, key = jnp.linspace(-1, 1, 12).reshape(6, 2), jax.random.key(0)
+    expected = superposition.weights(plain, key)
     for spec in (("x", None), (None, None)):
         sharding = jax.NamedSharding(mesh, jax.P(*spec))
-        weights = jax.jit(superposition.weights)(jax.device_put(plain, sharding))
+        weights = jax.jit(superposition.weights)(jax.device_put(plain, sharding), key)
         assert weights.sharding.is_equivalent_to(sharding, 2)
         np.testing.assert_allclose(weights, expected, atol=1e-6)
         gradients = jax.device_put(2 * jnp.ones((6, 2)), sharding)
-        perturbation = jax.jit(lambda p, g: superposition.perturb(jnp.zeros_like(p), g, p, 1.0))(
-            jax.device_put(plain, sharding), gradients
-        )
+        perturb = jax.jit(lambda p, g: superposition.perturb(jnp.zeros_like(p), g, p, 1.0, key))
+        perturbation = perturb(jax.device_put(plain, sharding), gradients)
         np.testing.assert_allclose(perturbation, 2 * expected, atol=1e-6)

@@ -1,0 +1,396 @@
+"""Training on a mesh against one device, XLA's collectives, and two processes against one.
+
+As a script, this file is one of the two processes.
+"""
+
+# optax types every tree as a union of all that a tree may be, which no index satisfies:
+# pyright: reportIndexIssue=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+import collections
+import functools
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import P
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding
+
+import qsgd_jax as qsgd
+from qsgd_jax import coverage
+
+# LLVM's optimizations take two thirds of the time; what XLA computes and sends is settled before.
+QUICK: dict[str, bool | str] = {"xla_backend_optimization_level": "0"}
+
+
+def _products(n, **options):
+    """Of angles 0 only the CNOTs are left: ⟨Z_j⟩ = sin πθ_1 … sin πθ_j, quick to compile."""
+    return qsgd.Superposition(qsgd.Circuit(n, depth=1, weights=np.zeros((1, n, 2))), **options)
+
+
+SUPERPOSITIONS = {
+    "leading": qsgd.Superposition(),
+    "leading, entangled": _products(4),
+    "leading, shots": _products(2, shots=2),
+    "everywhere": qsgd.Superposition(coverage="everywhere"),
+    "everywhere, pairs, shots": _products(2, coverage="everywhere", shots=2),
+    "everywhere, triples": _products(3, coverage="everywhere"),
+    "everywhere, fours": _products(4, coverage="everywhere"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _eight_devices():
+    assert jax.device_count() == 8, "tests/conftest.py must ask for 8 virtual CPU devices"
+
+
+def _mesh(sizes, kind=AxisType.Auto):
+    return jax.make_mesh(sizes, ("data", "model")[: len(sizes)], axis_types=(kind,) * len(sizes))
+
+
+def _placed(tree, mesh, specs):
+    return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, specs)
+
+
+def _network():
+    """Parameters and a batch; shards are multiples of 4 in some layouts and not in others."""
+    rng = np.random.default_rng(0)
+    params = {"in": rng.uniform(-1, 1, (48, 40)), "out": rng.uniform(-1, 1, (40, 8))}
+    batch = rng.normal(size=(16, 48)), rng.normal(size=(16, 8))
+    return jax.tree.map(np.float32, (params, batch))
+
+
+def _loss(params, batch):
+    x, y = batch
+    return jnp.mean((jnp.tanh(x @ params["in"]) @ params["out"] - y) ** 2)
+
+
+def _train(name, layout, kind=AxisType.Auto, loss=_loss):
+    """The network's parameters after 20 steps."""
+    sizes, specs, batch_spec = LAYOUTS[layout]
+    mesh = _mesh(sizes, kind)
+    params, batch = _network()
+    params, batch = _placed(params, mesh, specs), _placed(batch, mesh, (batch_spec, batch_spec))
+    optimizer = qsgd.superpositional_adamw(0.01, superposition=SUPERPOSITIONS[name])
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def step(params, state, batch):
+        updates, state = optimizer.update(jax.grad(loss)(params, batch), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(20):
+        params, state = step(params, state, batch)
+    return params
+
+
+# Mesh, layout of the parameters and layout of the batch.
+LAYOUTS = {
+    "one device": ((1,), {"in": P(), "out": P()}, P()),
+    "data parallel": ((8,), {"in": P(), "out": P()}, P("data")),
+    "fully sharded": ((8,), {"in": P("data"), "out": P("data")}, P("data")),
+    "tensor parallel": ((2, 4), {"in": P(None, "model"), "out": P("model")}, P("data")),
+    "two axes": ((4, 2), {"in": P("data", "model"), "out": P("model", "data")}, P("data")),
+}
+ON_A_MESH = tuple(layout for layout in LAYOUTS if layout != "one device")
+
+
+@functools.cache
+def _trained_on_one_device(name, loss=_loss):
+    with jax.set_mesh(_mesh((1,))):
+        return _train(name, "one device", loss=loss)
+
+
+def _assert_equal_to_rounding(result, expected):
+    """Adam divides by the gradient's size, so rounding where it is small grows."""
+    for leaf in expected:
+        np.testing.assert_allclose(result[leaf], expected[leaf], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ON_A_MESH)
+@pytest.mark.parametrize("name", ["leading, entangled", "everywhere, fours"])
+def test_parameters_trained_on_a_mesh_are_those_of_one_device(name, layout):
+    sizes, specs, _ = LAYOUTS[layout]
+    result = _train(name, layout)
+    _assert_equal_to_rounding(result, _trained_on_one_device(name))
+    for leaf, spec in specs.items():
+        kept = NamedSharding(_mesh(sizes), spec)
+        assert result[leaf].sharding.is_equivalent_to(kept, result[leaf].ndim)
+
+
+def _sine_products(theta, n):
+    """The weights of `_products` everywhere, in NumPy."""
+    axis = max(theta.ndim - 2, 0)
+    sines = np.sin(np.pi * np.moveaxis(theta.astype(np.float64), axis, 0))
+    products = [np.cumprod(sines[i : i + n], axis=0) for i in range(0, len(sines), n)]
+    return np.moveaxis(np.concatenate(products), 0, axis)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (4, 2)], ids=str)
+@pytest.mark.parametrize(("name", "n"), [("everywhere, triples", 3), ("everywhere, fours", 4)])
+def test_weights_are_the_same_however_finely_a_mesh_may_cut_the_leaf(name, n, sizes):
+    rng = np.random.default_rng(0)
+    shapes = [(40,), (15, 2), (28, 3), (56, 2), (2, 40, 3), (8, 2)]
+    thetas = [rng.uniform(-2, 2, shape).astype(np.float32) for shape in shapes]
+    with jax.set_mesh(_mesh(sizes)):
+        weights = jax.jit(SUPERPOSITIONS[name].weights, compiler_options=QUICK)(thetas)
+    for theta, result in zip(thetas, weights, strict=True):
+        np.testing.assert_allclose(result, _sine_products(theta, n), atol=2e-6)
+
+
+# Leaves by shape and layout. Each shard holds a multiple of 2, 3 and 4 rows or columns …
+WHOLE = {
+    "rows": ((96, 13), P(("data", "model"))),
+    "columns": ((13, 96), P(None, ("data", "model"))),
+    "both": ((48, 24), P("data", "model")),
+    "a vector": ((96,), P(("data", "model"))),
+    "layers": ((8, 7, 12), P(("data", "model"))),
+}
+# … or of none of them. Last, the columns that a shard has.
+BROKEN = {
+    "rows": ((40, 16), P(("data", "model")), 16),
+    "both": ((28, 20), P("data", "model"), 10),
+    "a vector": ((40,), P(("data", "model")), 1),
+    "layers": ((3, 40, 4), P(None, ("data", "model")), 12),
+}
+
+
+def _leaves(shapes_and_specs, fill=np.ones):
+    mesh = _mesh((4, 2))
+    return {
+        name: jax.device_put(fill(shape).astype(np.float32), NamedSharding(mesh, spec))
+        for name, (shape, spec, *_) in shapes_and_specs.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["leading, shots", "everywhere, pairs, shots"])
+def test_samples_do_not_depend_on_how_leaves_are_cut(name):
+    cut = {layout: BROKEN[layout] for layout in ("both", "a vector")}
+    leaves = _leaves(cut, np.random.default_rng(0).standard_normal)
+    weigh = functools.partial(qsgd.superposition_weights, SUPERPOSITIONS[name], key=7)
+    result = jax.jit(weigh, compiler_options=QUICK)(leaves)
+    with jax.set_mesh(_mesh((1,))):
+        expected = jax.jit(weigh, compiler_options=QUICK)(jax.tree.map(np.asarray, leaves))
+    for leaf in leaves:
+        np.testing.assert_array_equal(result[leaf], expected[leaf])
+
+
+def test_shards_draw_samples_of_their_own():
+    """Of equal parameters, so that only the draws can differ."""
+    theta = _leaves({"rows": WHOLE["rows"]}, functools.partial(np.full, fill_value=0.1))
+    weigh = jax.jit(SUPERPOSITIONS["everywhere, pairs, shots"].weights, compiler_options=QUICK)
+    shards = weigh(theta, jax.random.key(0))["rows"].addressable_shards
+    assert len({np.asarray(shard.data).tobytes() for shard in shards}) == 8
+
+
+# What XLA makes of an update.
+
+COLLECTIVES = (
+    "all-gather|all-reduce|all-to-all|collective-broadcast|collective-permute|"
+    "ragged-all-to-all|reduce-scatter"
+)
+
+
+def _collectives(optimizer, params):
+    """How often the compiled update has each `(collective, number of elements)`."""
+    program = jax.jit(optimizer.update).lower(params, optimizer.init(params), params)
+    text = program.compile(compiler_options=QUICK).as_text()
+    found = collections.Counter()
+    for shapes, kind in re.findall(rf"= (.*) ({COLLECTIVES})(?:-start)?\(", text):
+        for dimensions in re.findall(r"\w+\[([\d,]*)\]", shapes):
+            found[kind, math.prod(map(int, filter(None, dimensions.split(","))))] += 1
+    return found
+
+
+def _collectives_beyond_adamw(superposition, params):
+    superpositional = qsgd.superpositional_adamw(1e-3, superposition=superposition)
+    return _collectives(superpositional, params) - _collectives(optax.adamw(1e-3), params)
+
+
+@pytest.mark.parametrize("name", [name for name in SUPERPOSITIONS if name != "leading, shots"])
+def test_shards_of_whole_blocks_need_no_collective_that_adamw_does_not(name):
+    assert not _collectives_beyond_adamw(SUPERPOSITIONS[name], _leaves(WHOLE))
+
+
+def test_of_a_sampled_leading_block_no_more_than_the_block_travels():
+    found = _collectives_beyond_adamw(SUPERPOSITIONS["leading, shots"], _leaves(WHOLE))
+    assert all(size <= 2 for _, size in found)
+
+
+def test_a_leading_block_on_several_shards_is_all_that_travels():
+    """A block of four on shards of two columns, at most once for each of eight devices."""
+    params = _leaves({"columns": ((40, 16), P(None, ("data", "model")))})
+    found = _collectives_beyond_adamw(SUPERPOSITIONS["leading, entangled"], params)
+    assert found and all(size <= 8 * 4 for _, size in found)
+
+
+@pytest.mark.parametrize(
+    "name", ["everywhere, triples", "everywhere, fours", "everywhere, pairs, shots"]
+)
+def test_shards_that_break_blocks_exchange_a_halo_and_no_more(name):
+    superposition = SUPERPOSITIONS[name]
+    halo = superposition.circuit.n_qubits - 1
+    allowed = collections.Counter()
+    for *_, columns in BROKEN.values():
+        allowed["collective-permute", halo * columns] += 2  # one from either neighbour
+    assert not _collectives_beyond_adamw(superposition, _leaves(BROKEN)) - allowed
+
+
+@pytest.mark.parametrize("layout", ["columns", "both"])
+def test_a_library_that_flattens_leaves_would_be_caught(layout, monkeypatch):
+    """Blocks of the flat leaf are right on any mesh, at the price of gathering it."""
+    monkeypatch.setattr(coverage, "blocks", lambda leaf, n, **_: list(leaf.reshape(-1, n).T))
+    monkeypatch.setattr(
+        coverage, "from_blocks", lambda block, shape: jnp.stack(block, -1).reshape(shape)
+    )
+    params = _leaves({layout: WHOLE[layout]})
+    found = _collectives_beyond_adamw(_products(4, coverage="everywhere"), params)
+    shard = params[layout].size // 8
+    assert any(kind == "all-gather" and size > shard for kind, size in found)
+
+
+# Meshes of explicit axes.
+
+
+def _sum_of_leaves(params, batch):
+    """Without a contraction, to which explicit axes would need an answer of the caller."""
+    del batch
+    return sum(jnp.sum((leaf - 0.3) ** 2 + jnp.sin(2 * leaf)) for leaf in params.values())
+
+
+@pytest.mark.parametrize(
+    "name", ["leading", "leading, shots", "everywhere, fours", "everywhere, pairs, shots"]
+)
+def test_training_on_explicit_axes_is_that_on_one_device(name):
+    result = _train(name, "two axes", AxisType.Explicit, _sum_of_leaves)
+    _assert_equal_to_rounding(result, _trained_on_one_device(name, _sum_of_leaves))
+    for leaf, spec in LAYOUTS["two axes"][1].items():
+        found = jax.typeof(result[leaf]).sharding
+        assert found.is_equivalent_to(NamedSharding(found.mesh, spec), result[leaf].ndim)
+
+
+# Inside `jax.shard_map` a shard is a leaf.
+
+ROWS = np.random.default_rng(0).uniform(-1, 1, (96, 5)).astype(np.float32)
+
+
+def _on_each_shard(function, *arrays):
+    mapped = jax.shard_map(function, mesh=_mesh((8,)), in_specs=P("data"), out_specs=P("data"))
+    return jax.jit(mapped, compiler_options=QUICK)(*arrays)
+
+
+@pytest.mark.parametrize("name", ["everywhere", "everywhere, triples"])
+def test_in_a_shard_map_weights_of_whole_blocks_are_those_outside(name):
+    weigh = SUPERPOSITIONS[name].weights
+    np.testing.assert_allclose(_on_each_shard(weigh, ROWS), weigh(ROWS), atol=1e-6)
+
+
+def test_in_a_shard_map_each_shard_has_a_leading_block():
+    weigh = SUPERPOSITIONS["leading"].weights
+    expected = np.concatenate([weigh(shard) for shard in np.split(ROWS, 8)])
+    np.testing.assert_allclose(_on_each_shard(weigh, ROWS), expected, atol=1e-6)
+    assert np.count_nonzero(expected) == 8 * 4
+
+
+def test_in_a_shard_map_samples_repeat_unless_the_key_differs():
+    def weigh(theta, fold):
+        key = jax.random.key(7)
+        key = jax.random.fold_in(key, jax.lax.axis_index("data")) if fold else key
+        return qsgd.superposition_weights(
+            SUPERPOSITIONS["everywhere, pairs, shots"], theta, key=key
+        )
+
+    equal = np.full((96, 5), 0.1, np.float32)
+    for fold, different in ((False, 1), (True, 8)):
+        weights = _on_each_shard(functools.partial(weigh, fold=fold), equal)
+        assert len({shard.tobytes() for shard in np.split(np.asarray(weights), 8)}) == different
+
+
+def test_data_parallel_training_in_a_shard_map_is_that_on_one_device():
+    """Replicas that share the key draw the same samples and stay equal."""
+    optimizer = qsgd.superpositional_adamw(0.01, superposition=SUPERPOSITIONS["leading, shots"])
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    @functools.partial(
+        jax.shard_map, mesh=_mesh((8,)), in_specs=(P(), P(), P("data")), out_specs=P()
+    )
+    def step(params, state, batch):
+        gradients = jax.grad(lambda p: jax.lax.pmean(_loss(p, batch), "data"))(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, batch = _network()
+    state = optimizer.init(params)
+    for _ in range(20):
+        params, state = step(params, state, batch)
+    _assert_equal_to_rounding(params, _trained_on_one_device("leading, shots"))
+
+
+# Two processes.
+
+
+def _seen_by_processes():
+    """What must not depend on the number of processes that hold the eight devices."""
+    return {
+        "exact": _train("everywhere, fours", "fully sharded"),
+        "shots": _train("everywhere, pairs, shots", "fully sharded", loss=_sum_of_leaves),
+    }
+
+
+def test_two_processes_train_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = {
+        **os.environ,
+        "JAX_NUM_CPU_DEVICES": "4",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+    }
+    logs = [(tmp_path / f"{index}.log").open("w+") for index in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, address, str(tmp_path / "seen.npz"), str(index)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        for index, log in enumerate(logs)
+    ]
+    try:
+        for process, log in zip(processes, logs, strict=True):
+            assert process.wait(timeout=240) == 0, log.seek(0) or log.read()
+    finally:
+        for process, log in zip(processes, logs, strict=True):
+            process.kill()
+            process.wait()
+            log.close()
+    seen = np.load(tmp_path / "seen.npz")
+    expected = _flat(_seen_by_processes())
+    assert set(seen) == set(expected)
+    _assert_equal_to_rounding(seen, expected)
+
+
+def _flat(tree):
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _be_one_of_two_processes(address, path, index):
+    jax.distributed.initialize(address, num_processes=2, process_id=int(index))
+    assert (jax.local_device_count(), jax.device_count()) == (4, 8)
+    seen = multihost_utils.process_allgather(_seen_by_processes(), tiled=True)
+    if index == "0":
+        np.savez(path, **_flat(seen))
+
+
+if __name__ == "__main__":
+    _be_one_of_two_processes(*sys.argv[1:])
