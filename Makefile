@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # One thread is fastest for circuits this small; more spin where the cores are busy.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test clean
+.PHONY: demo test test-peers peer-step clean
 
 demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, side by side.
 	$(BIN)/python -m benchmarks.text_classification --arms adam lambda-0.5 --seeds 4
@@ -18,6 +18,17 @@ test: .venv/test ## Lint, type-check and test everything.
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
+test-peers: .venv/peers ## Run optax's own test suites on every form of the optimizer.
+	$(BIN)/pytest tests/peers -m "" -rs --numprocesses 2 --dist worksteal
+
+peer-step: .venv/benchmarks .peer/installed ## Time whole training steps beside PyTorch and Qiskit.
+	$(BIN)/python -m benchmarks.peer_step --python .peer/bin/python
+
+.peer/installed: benchmarks/peers/requirements.txt
+	@test -x .peer/bin/python || $(PYTHON) -m venv .peer
+	.peer/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
 # A stamp per extra: installed again when what it is made of changes.
 .venv/%: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; say which: make PYTHON=..."; exit 1; }
@@ -25,5 +36,5 @@ test: .venv/test ## Lint, type-check and test everything.
 	$(INSTALL) --editable '.[$(if $(filter demo,$*),benchmarks,$*)]'
 	@touch $@
 
-clean: ## Remove the environment and what the demo wrote.
-	rm -rf .venv results
+clean: ## Remove the environments and what the benchmarks wrote.
+	rm -rf .venv .peer results
