@@ -26,7 +26,16 @@ from scipy import stats
 matplotlib.use("Agg")  # No display is needed to write a PNG.
 import matplotlib.pyplot as plt
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "pennylane", "pennylane-lightning", "numpy")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "pennylane",
+    "pennylane-lightning",
+    "numpy",
+    "orbax-checkpoint",
+)
 
 
 @dataclass(frozen=True)

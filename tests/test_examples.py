@@ -1,0 +1,38 @@
+"""The examples: they learn, and what makes them superpositional is one line."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+def _run(path, capsys):
+    """Losses and test accuracy as a run of the script prints them."""
+    runpy.run_path(str(path), run_name="__main__")
+    printed = capsys.readouterr().out
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
+    (accuracy,) = re.findall(r"test accuracy ([\d.]+)%", printed)
+    return losses, float(accuracy)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_learns_and_so_it_does_with_adamw_after_a_swap_of_one_line(path, tmp_path, capsys):
+    losses, accuracy = _run(path, capsys)
+    assert losses[-1] < losses[0] / 10
+    assert accuracy >= 95
+    pattern = r"^tx = qsgd\.superpositional_adamw\(.*\)  # (optax\.adamw\(.*\))$"
+    plain, swaps = re.subn(pattern, r"tx = \1", path.read_text(), flags=re.MULTILINE)
+    assert swaps == 1
+    swapped = tmp_path / "swapped.py"
+    swapped.write_text(plain)
+    adamw_losses, adamw_accuracy = _run(swapped, capsys)
+    assert adamw_accuracy >= 95
+    assert adamw_losses[0] == losses[0]  # the same model and data
+    assert adamw_losses[1:] != losses[1:]  # another optimizer
+
+
+def test_there_is_an_example_of_each_flax_api():
+    assert [path.stem for path in EXAMPLES] == ["train_linen", "train_nnx"]
