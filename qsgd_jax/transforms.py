@@ -77,7 +77,8 @@ def scale_by_superposition(
     .. math:: u_t \leftarrow u_t \, (1 + \lambda_t \, w(\theta_{t-1}))
 
     For :math:`|\lambda| < 1` each coordinate keeps its direction, at any scale of the
-    gradient. With :math:`\lambda = 0` finite updates pass unchanged, bit for bit. Without
+    gradient. With :math:`\lambda = 0` updates pass unchanged, as long as they and the
+    parameters are finite (and are no denormal numbers, which XLA flushes on CPU). Without
     shots the result is differentiable in λ, in the parameters and in the circuit's angles.
 
     Args:
@@ -229,8 +230,9 @@ def superpositional_adamw(
       "quantum-inspired moment updates". A weight that changes slowly cancels in Adam's
       ratio, so it does little.
 
-    With :math:`\lambda = 0` the parameters are those of `optax.adamw`, bit for bit, as long
-    as the gradients are finite.
+    With :math:`\lambda = 0` the parameters are those of `optax.adamw`, operation by operation,
+    as long as gradients and parameters are finite; of `"moments"` XLA may make multiply-adds
+    that differ in the last bit.
 
     Args:
       learning_rate: α, a float or a schedule.
@@ -255,7 +257,8 @@ def superpositional_adamw(
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `weigh` is unknown, or `quantum_weight` is not finite or not a scalar.
+      ValueError: if `weigh` is unknown, or `quantum_weight` is not finite or not a scalar;
+        in `update`, if gradients or state do not fit the parameters.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, qsgd_jax as qsgd

@@ -24,6 +24,13 @@ SHAPES = (
 SIZES = (1, 3, 4)
 
 
+@pytest.fixture(params=[1, 8], autouse=True)
+def _devices(request, monkeypatch):
+    """What a leaf may be cut into follows from the number of devices."""
+    monkeypatch.setattr(jax, "device_count", lambda: request.param)
+    jax.clear_caches()
+
+
 def _leaf(shape):
     """Every coordinate another value, none of them the 0 of the padding."""
     return np.arange(1, 1 + np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
