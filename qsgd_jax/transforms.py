@@ -300,7 +300,9 @@ def superpositional_adamw(
             raise ValueError(NO_PARAMS_MSG)
         # Adam's moments would broadcast what does not fit.
         _check_gradients(updates, params)
-        _check_state(state, jax.eval_shape(chain.init, params))
+        # A function made anew: Optimistix puts tracers into what `init` closes over, and
+        # `jax.eval_shape` would compare them with those of the last call.
+        _check_state(state, jax.eval_shape(lambda params: chain.init(params), params))
         return chain.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(chain.init, update)
