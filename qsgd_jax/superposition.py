@@ -174,7 +174,7 @@ class Superposition:
     def perturb(
         self,
         updates: PyTree,
-        gradients: PyTree,
+        gradients: PyTree | None,
         params: PyTree,
         quantum_weight: Array | float,
         key: Array | None = None,
@@ -185,7 +185,8 @@ class Superposition:
 
         Args:
           updates: u, arrays of any dtype, or `None`.
-          gradients: ∇L, arrays of the same shapes, `None` where there is no gradient.
+          gradients: ∇L, arrays of the same shapes, `None` where there is no gradient; instead
+            of all, `None` stands for the updates themselves, which become u (1 + λ w(θ)).
           params: θ, arrays of the same shapes.
           quantum_weight: λ, a scalar.
           key: the step's typed random key; needed with `shots` only.
@@ -206,11 +207,12 @@ class Superposition:
           [ 0.2 -0.3]
         """
         paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-        like_params = {"updates": updates, "gradients": gradients}
-        flat = [_flatten_like(treedef, name, tree) for name, tree in like_params.items()]
+        flat = [_flatten_like(treedef, "updates", updates)]
+        if gradients is not None:
+            flat.append(_flatten_like(treedef, "gradients", gradients))
         parts = [
-            _parts(path, leaf, self._leaf_key(key, path), update, gradient)
-            for (path, leaf), update, gradient in zip(paths_and_leaves, *flat, strict=True)
+            _parts(path, leaf, self._leaf_key(key, path), *others)
+            for (path, leaf), *others in zip(paths_and_leaves, *flat, strict=True)
         ]
         answers = self._weigh_all(parts, jnp.asarray(quantum_weight))
         return treedef.unflatten(
@@ -265,7 +267,7 @@ class Superposition:
                 for answer, part in zip(answers, parts, strict=True)
             ]
             return [
-                _perturbed(part.update, strength, _weighed(w, part.gradient))
+                _perturbed(part.update, strength, w, part.gradient)
                 for w, part in zip(weights, parts, strict=True)
             ]
         # One block a leaf: all leaves together are one small batch.
@@ -307,19 +309,18 @@ class Superposition:
                 return self._perturbed_at_the_head(weights, theta.shape, update, gradient, strength)
             if line is not None:
                 weights = fourier.evaluate(line, [theta])[0]
-                return _perturbed(update, strength, _weighed(weights, gradient))
+                return _perturbed(update, strength, weights, gradient)
             outputs = self._evaluate(coverages.blocks(theta, n))
-            if update is not None and gradient is not None:
+            if update is not None:
                 # What the weights act on goes into their loop. From parameters alone XLA would
                 # compute all of them before the gradients, and keep them in memory.
+                updates = coverages.blocks(update, n, borrow=False)
+                gradients: list[Any] = [None] * n
+                if gradient is not None:
+                    gradients = coverages.blocks(gradient, n, borrow=False)
                 outputs = [
-                    _perturbed(u, strength, _weighed(w, g))
-                    for w, u, g in zip(
-                        outputs,
-                        coverages.blocks(update, n, borrow=False),
-                        coverages.blocks(gradient, n, borrow=False),
-                        strict=True,
-                    )
+                    _perturbed(u, strength, w, g)
+                    for u, w, g in zip(updates, outputs, gradients, strict=True)
                 ]
             return coverages.from_blocks(fourier.in_one_loop(outputs), theta.shape)
 
@@ -336,10 +337,11 @@ class Superposition:
         The gradients are read at the block alone: XLA would read every one of them to multiply
         most by zero, which is a tenth of AdamW's memory traffic.
         """
-        if gradient is not None:
-            gradient = coverages.corner_blocks(gradient, self.circuit.n_qubits)
-        spread = coverages.from_leading_block(_weighed(weights, gradient), shape)
-        return _perturbed(update, strength, spread)
+        if gradient is None:
+            weights = coverages.from_leading_block(weights, shape)
+            return _perturbed(update, strength, weights, None)
+        weighed = _weighed(weights, coverages.corner_blocks(gradient, self.circuit.n_qubits))
+        return _added(update, strength, coverages.from_leading_block(weighed, shape))
 
     def _outputs(self, block_sets: list[list[Array]]) -> list[list[Array]]:
         """The circuit's exact answers for sets of blocks, each `n` arrays of one shape."""
@@ -439,17 +441,26 @@ def _flatten_like(treedef: Any, name: str, tree: PyTree) -> list[Any]:
         ) from error
 
 
-def _weighed(weights: Array, gradient: Array | None) -> Array:
-    if gradient is None:
+def _perturbed(
+    update: Array | None, strength: Array | None, weights: Array, gradient: Array | None
+) -> Array:
+    """Eq. 1's step; that of `"update"` without a gradient; the weights without an update."""
+    if update is None or strength is None:
         return weights
+    if gradient is not None:
+        return _added(update, strength, _weighed(weights, gradient))
+    # The update is read once: XLA would compute and keep one that is read twice.
+    dtype = jnp.promote_types(update.dtype, weights.dtype)
+    factor = 1 + strength.astype(dtype) * weights.astype(dtype)
+    return (update.astype(dtype) * factor).astype(update.dtype)
+
+
+def _weighed(weights: Array, gradient: Array) -> Array:
     dtype = jnp.promote_types(weights.dtype, gradient.dtype)
     return weights.astype(dtype) * gradient.astype(dtype)
 
 
-def _perturbed(update: Array | None, strength: Array | None, perturbation: Array) -> Array:
-    """Eq. 1's step in the higher precision; the perturbation itself where there is no update."""
-    if update is None or strength is None:
-        return perturbation
+def _added(update: Any, strength: Any, perturbation: Array) -> Array:
     dtype = jnp.promote_types(update.dtype, perturbation.dtype)
     change = strength.astype(dtype) * perturbation.astype(dtype)
     return (update.astype(dtype) + change).astype(update.dtype)

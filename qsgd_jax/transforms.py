@@ -121,7 +121,7 @@ def scale_by_superposition(
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         del extra_args
         strength, step = _strength_and_key(chosen, quantum_weight, state, params)
-        scaled = chosen.perturb(updates, updates, params, strength, step)
+        scaled = chosen.perturb(updates, None, params, strength, step)
         report = _report(chosen, updates, scaled) if diagnostics else None
         return scaled, ScaleBySuperpositionState(_next(state.count), state.key, report)
 
