@@ -177,6 +177,21 @@ def block_numbers(shape: tuple[int, ...], n: int) -> Int32[Array, "..."]:
     return numbers
 
 
+def n_filled(shape: tuple[int, ...], n: int) -> int:
+    """Number of coordinates in the first block of a leaf of `shape`: the others are padding.
+
+    `from_blocks` needs no more than these of a leaf's arrays.
+
+    Args:
+      shape: the leaf's shape.
+      n: block size.
+
+    Returns:
+      `n`, or the leaf's rows if they are fewer; 1 for a leaf without any, which has arrays too.
+    """
+    return max(1, min(n, (shape or (1,))[_block_axis(shape)]))
+
+
 class _Cut(NamedTuple):
     """Rows in strips, as fine as blocks allow, of groups, as fine as shards can be.
 

@@ -310,19 +310,19 @@ class Superposition:
             if line is not None:
                 weights = fourier.evaluate(line, [theta])[0]
                 return _perturbed(update, strength, weights, gradient)
+            # The weights of coordinates that a leaf of fewer rows lacks would be dropped.
             outputs = self._evaluate(coverages.blocks(theta, n))
-            if update is not None:
-                # What the weights act on goes into their loop. From parameters alone XLA would
-                # compute all of them before the gradients, and keep them in memory.
-                updates = coverages.blocks(update, n, borrow=False)
-                gradients: list[Any] = [None] * n
-                if gradient is not None:
-                    gradients = coverages.blocks(gradient, n, borrow=False)
-                outputs = [
-                    _perturbed(u, strength, w, g)
-                    for u, w, g in zip(updates, outputs, gradients, strict=True)
-                ]
-            return coverages.from_blocks(fourier.in_one_loop(outputs), theta.shape)
+            outputs = outputs[: coverages.n_filled(theta.shape, n)]
+            # What they act on goes into their loop. From parameters alone XLA would compute all
+            # weights before the gradients, and keep them in memory.
+            if gradient is not None:
+                columns = coverages.blocks(gradient, n, borrow=False)
+                outputs = [_weighed(w, g) for w, g in zip(outputs, columns, strict=False)]
+            elif update is not None:
+                columns = coverages.blocks(update, n, borrow=False)
+                outputs = [_scaled(u, strength, w) for w, u in zip(outputs, columns, strict=False)]
+            joined = coverages.from_blocks(fourier.in_one_loop(outputs), theta.shape)
+            return joined if gradient is None else _added(update, strength, joined)
 
         # A function that closes over traced coefficients must not outlive their trace.
         return weigh if self.circuit.traced else jax.jit(weigh)
@@ -445,10 +445,14 @@ def _perturbed(
     update: Array | None, strength: Array | None, weights: Array, gradient: Array | None
 ) -> Array:
     """Eq. 1's step; that of `"update"` without a gradient; the weights without an update."""
-    if update is None or strength is None:
+    if update is None:
         return weights
-    if gradient is not None:
-        return _added(update, strength, _weighed(weights, gradient))
+    if gradient is None:
+        return _scaled(update, strength, weights)
+    return _added(update, strength, _weighed(weights, gradient))
+
+
+def _scaled(update: Any, strength: Any, weights: Array) -> Array:
     # The update is read once: XLA would compute and keep one that is read twice.
     dtype = jnp.promote_types(update.dtype, weights.dtype)
     factor = 1 + strength.astype(dtype) * weights.astype(dtype)
