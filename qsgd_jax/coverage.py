@@ -117,8 +117,13 @@ def blocks(leaf: Float[Array, "..."], n: int, *, borrow: bool = True) -> list[Fl
     if rows % n == 0:
         split = leaf.reshape((*leaf.shape[:axis], rows // n, n, *leaf.shape[axis + 1 :]))
         return [jax.lax.index_in_dim(split, j, axis + 1, keepdims=False) for j in range(n)]
-    # Padding the whole leaf would copy it.
-    columns = [jax.lax.slice_in_dim(leaf, min(j, rows), rows, n, axis) for j in range(n)]
+    # Padding the whole leaf would copy it. Of a sharded axis shorter than the stride, XLA takes
+    # the wrong rows (jax 0.10.2).
+    ends, stride = ([rows] * n, n) if rows > n else (range(1, n + 1), 1)
+    columns = [
+        jax.lax.slice_in_dim(leaf, min(j, rows), min(end, rows), stride, axis)
+        for j, end in enumerate(ends)
+    ]
     missing = [-(-rows // n) - column.shape[axis] for column in columns]
     return [
         jnp.pad(column, [(0, m if i == axis else 0) for i in range(leaf.ndim)]) if m else column
@@ -130,7 +135,7 @@ def from_blocks(block: list[Float[Array, "..."]], shape: tuple[int, ...]):
     """The inverse of `blocks` for a leaf of `shape`; the padding's values are dropped.
 
     Args:
-      block: `n` arrays of one shape, as `blocks` returns them.
+      block: `n` arrays of one shape, as `blocks` returns them, or the first `n_filled` of them.
       shape: the leaf's shape.
 
     Returns:
@@ -178,16 +183,14 @@ def block_numbers(shape: tuple[int, ...], n: int) -> Int32[Array, "..."]:
 
 
 def n_filled(shape: tuple[int, ...], n: int) -> int:
-    """Number of coordinates in the first block of a leaf of `shape`: the others are padding.
-
-    `from_blocks` needs no more than these of a leaf's arrays.
+    """How many of a leaf's `n` arrays hold coordinates: the others are padding throughout.
 
     Args:
       shape: the leaf's shape.
       n: block size.
 
     Returns:
-      `n`, or the leaf's rows if they are fewer; 1 for a leaf without any, which has arrays too.
+      `n`, or the number of the leaf's rows if that is smaller, but at least 1.
     """
     return max(1, min(n, (shape or (1,))[_block_axis(shape)]))
 

@@ -17,6 +17,8 @@ def key_data(key: Array | int) -> UInt32[Array, "2"]:
     Typed keys in an optimizer's state break `flax.serialization`.
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        if not -(2**31) <= key < 2**32:  # JAX would drop the other bits
+            raise ValueError(f"key={key} must be a seed of 32 bits, or a random key.")
         key = jax.random.key(key, impl=_KEY_IMPLEMENTATION)
     if isinstance(key, (jax.Array, np.ndarray)):
         if jnp.issubdtype(key.dtype, jnp.integer) and key.shape == ():

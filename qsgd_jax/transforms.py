@@ -120,9 +120,10 @@ def scale_by_superposition(
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         del extra_args
-        strength, step = _strength_and_key(chosen, quantum_weight, state, params)
+        _check_state(state, init, params)
+        strength, step = _strength_and_key(chosen, quantum_weight, state)
         scaled = chosen.perturb(updates, None, params, strength, step)
-        report = _report(chosen, updates, scaled) if diagnostics else None
+        report = _report(chosen, updates, scaled, updates, params) if diagnostics else None
         return scaled, ScaleBySuperpositionState(_next(state.count), state.key, report)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -186,11 +187,12 @@ def superpose(
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        strength, step = _strength_and_key(chosen, quantum_weight, state, params)
+        _check_state(state, init, params)
         _check_gradients(updates, params)
+        strength, step = _strength_and_key(chosen, quantum_weight, state)
         steps, inner_state = wrapped.update(updates, state.inner_state, params, **extra_args)
         perturbed = chosen.perturb(steps, updates, params, strength, step)
-        report = _report(chosen, steps, perturbed) if diagnostics else None
+        report = _report(chosen, steps, perturbed, updates, params) if diagnostics else None
         return perturbed, SuperposeState(_next(state.count), state.key, report, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -296,13 +298,8 @@ def superpositional_adamw(
     )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        if params is None:
-            raise ValueError(NO_PARAMS_MSG)
-        # Adam's moments would broadcast what does not fit.
-        _check_gradients(updates, params)
-        # A function made anew: Optimistix puts tracers into what `init` closes over, and
-        # `jax.eval_shape` would compare them with those of the last call.
-        _check_state(state, jax.eval_shape(lambda params: chain.init(params), params))
+        _check_state(state, chain.init, params)
+        _check_gradients(updates, params)  # Adam's moments would broadcast what does not fit
         return chain.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(chain.init, update)
@@ -343,9 +340,7 @@ def _next(count: Int32[Array, ""]) -> Int32[Array, ""]:
     return cast(Array, optax.safe_increment(count))
 
 
-def _strength_and_key(superposition, quantum_weight, state, params):
-    if params is None:
-        raise ValueError(NO_PARAMS_MSG)
+def _strength_and_key(superposition, quantum_weight, state):
     for name, shape, dtype in (("count", (), jnp.int32), ("key", (2,), jnp.uint32)):
         found = jax.typeof(getattr(state, name))
         if (found.shape, found.dtype) != (shape, dtype):
@@ -382,8 +377,13 @@ def _check_gradients(gradients: PyTree, params: PyTree) -> None:
             )
 
 
-def _check_state(state: PyTree, expected: PyTree) -> None:
+def _check_state(state: PyTree, init: Callable[[PyTree], PyTree], params: PyTree) -> None:
     """Refuse a state, perhaps restored, of another optimizer or of other parameters."""
+    if params is None:
+        raise ValueError(NO_PARAMS_MSG)
+    # A function made anew: Optimistix puts tracers into what `init` closes over, and
+    # `jax.eval_shape` would compare them with those of the last call.
+    expected = jax.eval_shape(lambda params: init(params), params)
     found, wanted = _shapes(state), _shapes(expected)
     for path in wanted | found:
         if found.get(path) != wanted.get(path):
@@ -401,15 +401,20 @@ def _no_perturbation() -> PerturbationDiagnostics:
     return PerturbationDiagnostics(*jnp.zeros((2,), jnp.float32))
 
 
-def _report(superposition, before: PyTree, after: PyTree) -> PerturbationDiagnostics:
+def _report(superposition, before, after, gradients, params) -> PerturbationDiagnostics:
     """What the perturbation did to a step, from the updates before and after it."""
     pairs = [
         (x.astype(jnp.float32), y.astype(jnp.float32))
         for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
         for x, y in zip(real_parts(old), real_parts(new), strict=True)
     ]
+    leaves, treedef = jax.tree.flatten(params)
     most = superposition.circuit.n_qubits if superposition.coverage == "leading" else math.inf
-    weighed = sum(min(x.size, most) for x, _ in pairs)
+    weighed = sum(
+        min(part.size, most)
+        for leaf, gradient in zip(leaves, treedef.flatten_up_to(gradients), strict=True)
+        for part, _ in zip(real_parts(leaf), real_parts(gradient), strict=False)
+    )
     flipped = sum((jnp.sum(jnp.sign(x) * jnp.sign(y) < 0) for x, y in pairs), jnp.zeros(()))
     # Squares of what is large or small would leave float32.
     largest = functools.reduce(

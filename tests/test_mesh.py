@@ -74,13 +74,13 @@ def _loss(params, batch):
     return jnp.mean((jnp.tanh(x @ params["in"]) @ params["out"] - y) ** 2)
 
 
-def _train(name, layout, kind=AxisType.Auto, loss=_loss):
+def _train(name, layout, kind=AxisType.Auto, loss=_loss, weigh="gradient"):
     """The network's parameters after 20 steps."""
     sizes, specs, batch_spec = LAYOUTS[layout]
     mesh = _mesh(sizes, kind)
     params, batch = _network()
     params, batch = _placed(params, mesh, specs), _placed(batch, mesh, (batch_spec, batch_spec))
-    optimizer = qsgd.superpositional_adamw(0.01, superposition=SUPERPOSITIONS[name])
+    optimizer = qsgd.superpositional_adamw(0.01, weigh=weigh, superposition=SUPERPOSITIONS[name])
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def step(params, state, batch):
@@ -105,9 +105,9 @@ ON_A_MESH = tuple(layout for layout in LAYOUTS if layout != "one device")
 
 
 @functools.cache
-def _trained_on_one_device(name, loss=_loss):
+def _trained_on_one_device(name, loss=_loss, weigh="gradient"):
     with jax.set_mesh(_mesh((1,))):
-        return _train(name, "one device", loss=loss)
+        return _train(name, "one device", loss=loss, weigh=weigh)
 
 
 def _assert_equal_to_rounding(result, expected):
@@ -117,11 +117,18 @@ def _assert_equal_to_rounding(result, expected):
 
 
 @pytest.mark.parametrize("layout", ON_A_MESH)
-@pytest.mark.parametrize("name", ["leading, entangled", "everywhere, fours"])
-def test_parameters_trained_on_a_mesh_are_those_of_one_device(name, layout):
+@pytest.mark.parametrize(
+    ("name", "weigh"),
+    [
+        ("leading, entangled", "moments"),
+        ("everywhere, fours", "gradient"),
+        ("everywhere, fours", "update"),
+    ],
+)
+def test_parameters_trained_on_a_mesh_are_those_of_one_device(name, weigh, layout):
     sizes, specs, _ = LAYOUTS[layout]
-    result = _train(name, layout)
-    _assert_equal_to_rounding(result, _trained_on_one_device(name))
+    result = _train(name, layout, weigh=weigh)
+    _assert_equal_to_rounding(result, _trained_on_one_device(name, weigh=weigh))
     for leaf, spec in specs.items():
         kept = NamedSharding(_mesh(sizes), spec)
         assert result[leaf].sharding.is_equivalent_to(kept, result[leaf].ndim)
@@ -145,6 +152,28 @@ def test_weights_are_the_same_however_finely_a_mesh_may_cut_the_leaf(name, n, si
         weights = jax.jit(SUPERPOSITIONS[name].weights, compiler_options=QUICK)(thetas)
     for theta, result in zip(thetas, weights, strict=True):
         np.testing.assert_allclose(result, _sine_products(theta, n), atol=2e-6)
+
+
+# Shards of fewer rows than a block, of leaves that have fewer as well, or not.
+SMALL = {
+    "two rows": ((2, 16), P("model")),
+    "two rows, two axes": ((2, 16), P("model", "data")),
+    "two coordinates": ((2,), P("model")),
+    "two rows of layers": ((3, 2, 8), P(None, "model")),
+    "four rows": ((4, 3), P("data")),
+    "six rows": ((6, 8), P("model")),
+    "eight coordinates": ((8,), P(("data", "model"))),
+}
+
+
+@pytest.mark.parametrize(("name", "n"), [("everywhere, triples", 3), ("everywhere, fours", 4)])
+def test_weights_of_shards_smaller_than_a_block(name, n):
+    rng = np.random.default_rng(0)
+    leaves = _leaves(SMALL, lambda shape: rng.uniform(-2, 2, shape))
+    weights = jax.jit(SUPERPOSITIONS[name].weights, compiler_options=QUICK)(leaves)
+    for layout, theta in leaves.items():
+        expected = _sine_products(np.asarray(theta), n)
+        np.testing.assert_allclose(weights[layout], expected, atol=2e-6, err_msg=layout)
 
 
 # Leaves by shape and layout. Each shard holds a multiple of 2, 3 and 4 rows or columns …
@@ -211,14 +240,19 @@ def _collectives(optimizer, params):
     return found
 
 
-def _collectives_beyond_adamw(superposition, params):
-    superpositional = qsgd.superpositional_adamw(1e-3, superposition=superposition)
+def _collectives_beyond_adamw(superposition, params, weigh="gradient"):
+    superpositional = qsgd.superpositional_adamw(1e-3, weigh=weigh, superposition=superposition)
     return _collectives(superpositional, params) - _collectives(optax.adamw(1e-3), params)
 
 
 @pytest.mark.parametrize("name", [name for name in SUPERPOSITIONS if name != "leading, shots"])
 def test_shards_of_whole_blocks_need_no_collective_that_adamw_does_not(name):
     assert not _collectives_beyond_adamw(SUPERPOSITIONS[name], _leaves(WHOLE))
+
+
+def test_nor_do_they_in_the_update_form():
+    superposition = SUPERPOSITIONS["everywhere, fours"]
+    assert not _collectives_beyond_adamw(superposition, _leaves(WHOLE), "update")
 
 
 def test_of_a_sampled_leading_block_no_more_than_the_block_travels():
@@ -234,15 +268,20 @@ def test_a_leading_block_on_several_shards_is_all_that_travels():
 
 
 @pytest.mark.parametrize(
-    "name", ["everywhere, triples", "everywhere, fours", "everywhere, pairs, shots"]
+    ("name", "weigh"),
+    [
+        ("everywhere, triples", "gradient"),
+        ("everywhere, fours", "update"),
+        ("everywhere, pairs, shots", "gradient"),
+    ],
 )
-def test_shards_that_break_blocks_exchange_a_halo_and_no_more(name):
+def test_shards_that_break_blocks_exchange_a_halo_and_no_more(name, weigh):
     superposition = SUPERPOSITIONS[name]
     halo = superposition.circuit.n_qubits - 1
     allowed = collections.Counter()
     for *_, columns in BROKEN.values():
         allowed["collective-permute", halo * columns] += 2  # one from either neighbour
-    assert not _collectives_beyond_adamw(superposition, _leaves(BROKEN)) - allowed
+    assert not _collectives_beyond_adamw(superposition, _leaves(BROKEN), weigh) - allowed
 
 
 @pytest.mark.parametrize("layout", ["columns", "both"])

@@ -309,6 +309,24 @@ def test_diagnostics_tell_norm_and_flips_from_a_jitted_step():
     np.testing.assert_allclose(optax.tree.get(state, "flipped_share"), 2 / 5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["superpose", "scale_by_superposition"])
+def test_the_flipped_share_is_of_weighed_coordinates_alone(form):
+    params = {"a": jnp.full(4, 0.5), "i": jnp.arange(100), "n": jnp.full(8, 0.5)}
+    gradients = {"a": -jnp.ones(4), "i": jnp.ones(100), "n": jnp.full(8, 2.0)}
+    if form == "superpose":
+        optimizer = qsgd.superpose(optax.identity(), -2.0, diagnostics=True)
+    else:
+        optimizer = qsgd.scale_by_superposition(-2.0, diagnostics=True)
+    _, state = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_allclose(optax.tree.get(state, "flipped_share"), 1.0)  # 4 and 4 of 8
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**40, -(2**31) - 1])
+def test_a_seed_that_would_lose_bits_is_refused(seed):
+    with pytest.raises(ValueError, match=f"key={seed} must be a seed of 32 bits"):
+        qsgd.superpositional_adamw(0.1, key=seed)
+
+
 @pytest.mark.parametrize("weigh", FORMS)
 def test_low_precision_complex_integer_masked_and_missing_leaves(weigh):
     params = {

@@ -579,3 +579,31 @@ def test_a_state_that_is_not_of_this_optimizer_and_tree_is_refused(foreign, what
     state = foreign(optimizer, params)
     with pytest.raises((TypeError, ValueError), match=_naming("state", what)):
         jax.eval_shape(optimizer.update, params, state, params)
+
+
+ALONE = {
+    "superpose": lambda: qsgd.superpose(optax.scale_by_adam()),
+    "scale_by_superposition": lambda: qsgd.scale_by_superposition(),
+}
+NOT_ITS_OWN = {
+    "nothing": lambda tx, params: None,
+    "empty": lambda tx, params: optax.EmptyState(),
+    "a dictionary": lambda tx, params: tx.init(params)._asdict(),
+    "diagnostics": lambda tx, params: qsgd.scale_by_superposition(diagnostics=True).init(params),
+    "optax's": lambda tx, params: optax.scale_by_adam().init(params),
+}
+
+
+@pytest.mark.parametrize("foreign", NOT_ITS_OWN.values(), ids=NOT_ITS_OWN)
+@pytest.mark.parametrize("make", ALONE.values(), ids=ALONE)
+def test_each_transform_refuses_what_is_not_its_state(make, foreign):
+    optimizer, params = make(), _params()
+    with pytest.raises(ValueError, match="state has"):
+        optimizer.update(params, foreign(optimizer, params), params)
+
+
+def test_superpose_refuses_moments_that_would_broadcast():
+    optimizer, params = ALONE["superpose"](), _params()
+    state = optimizer.init(jax.tree.map(lambda leaf: leaf.ravel()[:1], params))
+    with pytest.raises(ValueError, match=r"state has an array of shape \(1,\) at .*mu"):
+        optimizer.update(params, state, params)
