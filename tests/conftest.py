@@ -18,6 +18,15 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8"
 
 
+@pytest.fixture(autouse=True)
+def _precision_stays():
+    """A test that leaves double precision on would change those after it in its process."""
+    yield
+    left_on = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_enable_x64", False)
+    assert not left_on, "the test left double precision on"
+
+
 @pytest.fixture
 def float64():
     """Double precision for one test, so that both precisions share a process.
