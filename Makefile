@@ -4,9 +4,6 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 py
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# One thread is fastest for circuits this small; more spin where the cores are busy.
-export OMP_NUM_THREADS ?= 1
-
 .PHONY: demo test test-peers peer-step clean
 
 demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, side by side.

@@ -3,12 +3,15 @@
 - Concrete inputs run at once on the host, in float64, whatever the device.
 - Traced inputs on `default.qubit` become part of the XLA program.
 - Traced inputs on any other device become one host callback for the whole batch,
-  with the parameter-shift rule as its derivative.
+  with the adjoint method as its derivative where the device has it, else, and for higher
+  derivatives, the parameter-shift rule.
 """
 
+import itertools
 import math
 import threading
 import warnings
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +19,9 @@ import numpy as np
 import pennylane as qml
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
-from pennylane.devices import DefaultQubit, Device
-from pennylane.tape import make_qscript
+from pennylane.devices import DefaultQubit, Device, ExecutionConfig
+from pennylane.tape import QuantumScript, make_qscript
+from threadpoolctl import threadpool_limits
 
 from qsgd_jax.circuit import Circuit, Readout, open_device
 
@@ -27,6 +31,8 @@ __all__ = ["open_device", "run"]
 _MAX_BATCH = 4096
 # A device holds one state vector: two threads, of a training loop or of XLA, would share it.
 _ONE_AT_A_TIME = threading.Lock()
+# Below, a simulator's threads do nothing but wait for each other: on busy cores for seconds.
+_FEWEST_QUBITS_FOR_THREADS = 16
 # Larger than any constant angle of a circuit.
 _LABELS = 1e6
 
@@ -60,7 +66,7 @@ def run(circuit: Circuit, device: Device, theta, readout: Readout = "expectation
     angles = jnp.asarray(circuit.angles, dtype)
     if isinstance(device, DefaultQubit):
         return _run_traced(circuit, device, readout, encoding, angles)
-    return _host_callback(circuit, device, readout)(encoding, angles)
+    return _host_function(circuit, device, readout)(encoding, angles)
 
 
 def _wires(circuit, device):
@@ -91,73 +97,167 @@ def _run_on_host(circuit, device, readout, encoding, angles) -> np.ndarray:
     `encoding` is `(*lead, batch, uploads, n)` and `angles` `(*lead, depth, n, 2)`. No JAX
     call is made here: inside a callback it would deadlock.
     """
-    lead, batch = encoding.shape[:-3], encoding.shape[-3]
-    runs = math.prod(lead)
-    encoding = encoding.reshape((runs * batch, *encoding.shape[-2:]))
-    angles = np.repeat(angles.reshape((runs, *angles.shape[-3:])), batch, axis=0)
-    chunks = [slice(i, i + _MAX_BATCH) for i in range(0, len(encoding), _MAX_BATCH)]
-    with _ONE_AT_A_TIME:
-        answers = [_run_chunk(circuit, device, readout, encoding[c], angles[c]) for c in chunks]
-    outputs = circuit.n_outputs(readout)
-    return np.concatenate(answers or [np.zeros((0, outputs))]).reshape((*lead, batch, outputs))
+    if isinstance(device, DefaultQubit):
+        answers = _run_broadcast(circuit, device, readout, encoding, angles)
+    else:
+        prepared = _Prepared(circuit, device, readout)
+        answers = _in_chunks(prepared.answers, prepared.tapes(encoding, angles), circuit.n_qubits)
+    return answers.reshape((*encoding.shape[:-2], circuit.n_outputs(readout)))
 
 
-def _run_chunk(circuit, device, readout, encoding, angles) -> np.ndarray:
-    def tape(encoding, angles):
-        return make_qscript(circuit.run)(encoding, angles, readout, _wires(circuit, device))
+def _slopes_on_host(circuit, device, readout, encoding, angles) -> np.ndarray:
+    """The derivative of each answer by each gate's angle, `(*lead, batch, outputs, gates)`."""
+    prepared = _Prepared(circuit, device, readout, "adjoint")
+    slopes = _in_chunks(prepared.slopes, prepared.tapes(encoding, angles), circuit.n_qubits)
+    return slopes.reshape((*encoding.shape[:-2], circuit.n_outputs(readout), prepared.n_gates))
 
-    if isinstance(device, DefaultQubit):  # it simulates a broadcast tape in one go
-        (answers,) = qml.execute([tape(encoding, angles)], device, diff_method=None)
-        answers = answers if readout == "probabilities" else np.stack(answers, axis=-1)
-    else:  # binding parameters into one tape takes half the time of queueing its gates anew
-        batch = len(encoding)
-        parameters = np.concatenate([encoding.reshape(batch, -1), angles.reshape(batch, -1)], 1)
-        # A tape of labels shows where each of them stands in the circuit.
-        labels = _LABELS + np.arange(parameters.shape[1])
-        split = encoding[0].size
-        template = tape(
-            labels[:split].reshape(encoding.shape[1:]), labels[split:].reshape(angles.shape[1:])
-        )
-        found = np.array(template.get_parameters(trainable_only=False))
+
+def _in_chunks(ask, tapes, n_qubits) -> np.ndarray:
+    limit = 1 if n_qubits < _FEWEST_QUBITS_FOR_THREADS else None
+    with _ONE_AT_A_TIME, threadpool_limits(limit, user_api="openmp"):
+        chunks = iter(lambda: list(itertools.islice(tapes, _MAX_BATCH)), [])
+        answers = [np.asarray(ask(chunk), np.float64) for chunk in chunks]
+    return np.concatenate(answers or [np.zeros(0)])
+
+
+def _run_broadcast(circuit, device, readout, encoding, angles) -> np.ndarray:
+    """default.qubit simulates a broadcast tape in one go."""
+    shape = encoding.shape[:-2]
+    angles = np.broadcast_to(angles[..., None, :, :, :], (*shape, *angles.shape[-3:]))
+    encoding = encoding.reshape((math.prod(shape), *encoding.shape[-2:]))
+    angles = angles.reshape((math.prod(shape), *angles.shape[-3:]))
+    answers = [np.zeros((0, circuit.n_outputs(readout)))]
+    for i in range(0, len(encoding), _MAX_BATCH):
+        chunk = slice(i, i + _MAX_BATCH)
+        tape = _tape(circuit, device, readout, encoding[chunk], angles[chunk])
+        (found,) = qml.execute([tape], device, diff_method=None)
+        found = found if readout == "probabilities" else np.stack(found, axis=-1)
+        answers.append(found.reshape(-1, circuit.n_outputs(readout)))
+    return np.concatenate(answers)
+
+
+def _tape(circuit, device, readout, encoding, angles):
+    return make_qscript(circuit.run)(encoding, angles, readout, _wires(circuit, device))
+
+
+class _Prepared:
+    """A circuit made ready for a device once, for any number of settings.
+
+    Binding parameters into a tape takes half the time of queueing its gates anew. And where the
+    device's own preprocessing leaves the circuit as it is, no tape needs to go through it.
+    """
+
+    def __init__(self, circuit, device, readout, gradient_method=None):
+        self._device = device
+        shapes = (circuit.uploads, circuit.n_qubits), (circuit.depth, circuit.n_qubits, 2)
+        split, self.n_gates = math.prod(shapes[0]), sum(map(math.prod, shapes))
+        # A tape of labels shows where each parameter stands in the circuit.
+        labels = _LABELS + np.arange(self.n_gates)
+        encoding, angles = labels[:split].reshape(shapes[0]), labels[split:].reshape(shapes[1])
+        self.tape = _tape(circuit, device, readout, encoding, angles)
+        found = np.array(self.tape.get_parameters(trainable_only=False))
         places = np.flatnonzero(found >= _LABELS)
-        columns = (found[places] - _LABELS).astype(int)
-        tapes = [template.bind_new_parameters(row, places) for row in parameters[:, columns]]
-        answers = qml.execute(tapes, device, diff_method=None)
-    return np.asarray(answers, np.float64).reshape(len(encoding), -1)
+        places = places[np.argsort(found[places])]
+        self.tape.trainable_params = places.tolist()
+        self._encoding_places, self._angle_places = places[:split], places[split:]
+        self._order_of_slopes = np.argsort(np.argsort(places))  # from that on the tape
+        self._config = device.setup_execution_config(
+            ExecutionConfig(gradient_method=gradient_method), self.tape
+        )
+        ready, _ = device.preprocess_transforms(self._config)([self.tape])
+        self.is_native = len(ready) == 1 and qml.equal(ready[0], self.tape)
+
+    def tapes(self, encoding, angles) -> Iterator[QuantumScript]:
+        for lead in np.ndindex(angles.shape[:-3]):
+            bound = self.tape.bind_new_parameters(angles[lead].ravel(), self._angle_places)
+            for row in encoding[lead].reshape(-1, len(self._encoding_places)):
+                yield bound.bind_new_parameters(row, self._encoding_places)
+
+    def answers(self, tapes):
+        if self.is_native:
+            return self._device.execute(tapes, self._config)
+        return qml.execute(tapes, self._device, diff_method=None)
+
+    def slopes(self, tapes):
+        slopes = self._device.compute_derivatives(tapes, self._config)
+        slopes = np.asarray(slopes, np.float64).reshape(len(tapes), -1, self.n_gates)
+        return slopes[..., self._order_of_slopes]
 
 
-def _host_callback(circuit, device, readout):
+def _has_adjoint(circuit, device, readout) -> bool:
+    """Whether the device differentiates the circuit by itself."""
+    config, tape = (
+        ExecutionConfig(gradient_method="adjoint"),
+        _Prepared(circuit, device, readout).tape,
+    )
+    return (
+        device.supports_derivatives(config, tape)
+        and _Prepared(circuit, device, readout, "adjoint").is_native
+    )
+
+
+def _host_function(circuit, device, readout):
     """A JAX function `(encoding, angles) -> answers` that asks the device by one callback."""
     outputs = circuit.n_outputs(readout)
 
-    def host(encoding, angles):
-        answers = _run_on_host(circuit, device, readout, np.asarray(encoding), np.asarray(angles))
-        return answers.astype(encoding.dtype)
+    def ask(function, shape, encoding, angles):
+        def host(encoding, angles):
+            found = function(circuit, device, readout, np.asarray(encoding), np.asarray(angles))
+            return found.astype(encoding.dtype)
 
-    @jax.custom_jvp
-    def call(encoding, angles):
-        result = jax.ShapeDtypeStruct((encoding.shape[0], outputs), encoding.dtype)
+        result = jax.ShapeDtypeStruct((encoding.shape[0], *shape), encoding.dtype)
         return jax.pure_callback(host, result, encoding, angles, vmap_method="broadcast_all")
 
-    def shift_rule(primals, tangents):
-        """∂f/∂α = [f(α + π/2) − f(α − π/2)] / 2 for each gate; itself made of `call`s."""
+    @jax.custom_jvp
+    def answers(encoding, angles):
+        return ask(_run_on_host, (outputs,), encoding, angles)
+
+    if not _has_adjoint(circuit, device, readout):
+        answers.defjvp(_shift_rule(answers), symbolic_zeros=True)
+        return answers
+
+    @jax.custom_jvp
+    def slopes(encoding, angles):
+        gates = math.prod(encoding.shape[1:]) + math.prod(angles.shape)
+        return ask(_slopes_on_host, (outputs, gates), encoding, angles)
+
+    slopes.defjvp(_shift_rule(slopes), symbolic_zeros=True)
+
+    @answers.defjvp
+    def adjoint_rule(primals, tangents):
+        encoding, angles = primals
+        d_encoding = tangents[0].reshape(len(encoding), -1)
+        d_angles = jnp.broadcast_to(tangents[1].ravel(), (len(encoding), angles.size))
+        d_gates = jnp.concatenate([d_encoding, d_angles], axis=1)
+        return answers(*primals), jnp.einsum("bog,bg->bo", slopes(*primals), d_gates)
+
+    return answers
+
+
+def _shift_rule(function):
+    """∂f/∂α = [f(α + π/2) − f(α − π/2)] / 2 for each gate; itself made of `function`s."""
+
+    def rule(primals, tangents):
         encoding, angles = primals
         d_encoding, d_angles = tangents
-        answers = call(encoding, angles)
-        tangent = jnp.zeros_like(answers)
+        value = function(encoding, angles)
+        tangent = jnp.zeros_like(value)
         if not isinstance(d_encoding, SymbolicZero):
             shifts = _shifts(encoding.shape[1:], encoding.dtype)[:, :, None]
-            plus, minus = jax.vmap(jax.vmap(call, (0, None)), (0, None))(encoding + shifts, angles)
+            plus, minus = jax.vmap(jax.vmap(function, (0, None)), (0, None))(
+                encoding + shifts, angles
+            )
             flat = d_encoding.reshape(len(encoding), -1)
-            tangent += jnp.einsum("gbo,bg->bo", (plus - minus) / 2, flat)
+            tangent += jnp.einsum("gb...,bg->b...", (plus - minus) / 2, flat)
         if not isinstance(d_angles, SymbolicZero):
             shifts = _shifts(angles.shape, angles.dtype)
-            plus, minus = jax.vmap(jax.vmap(call, (None, 0)), (None, 0))(encoding, angles + shifts)
-            tangent += jnp.einsum("gbo,g->bo", (plus - minus) / 2, d_angles.ravel())
-        return answers, tangent
+            plus, minus = jax.vmap(jax.vmap(function, (None, 0)), (None, 0))(
+                encoding, angles + shifts
+            )
+            tangent += jnp.einsum("gb...,g->b...", (plus - minus) / 2, d_angles.ravel())
+        return value, tangent
 
-    call.defjvp(shift_rule, symbolic_zeros=True)
-    return call
+    return rule
 
 
 def _shifts(shape, dtype):

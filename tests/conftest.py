@@ -8,10 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-# Lightning's OpenMP threads spin at every expectation value where other processes, such as
-# pytest-xdist's, keep the cores busy: 729 settings took 30 s instead of 2.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 # Before anything asks jax for a device: the meshes of the tests, and of optax's, need eight.
 _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
