@@ -211,7 +211,7 @@ def open_device(device: Any, n_qubits: int) -> Device:
 
     Raises:
       TypeError: if `device` is neither a name nor a device.
-      ValueError: if the name is not installed, or the device has too few wires or shots.
+      ValueError: if the name is not installed, or the device has too few wires.
 
     Example:
       >>> from qsgd_jax import devices
@@ -231,10 +231,5 @@ def open_device(device: Any, n_qubits: int) -> Device:
         raise ValueError(
             f"device={device.name!r} has {len(device.wires)} wires; "
             f"allowed are devices of at least n_qubits={n_qubits}."
-        )
-    if device.shots:
-        raise ValueError(
-            f"device={device.name!r} brings shots={device.shots.total_shots}; allowed are devices "
-            "without. Superposition(shots=...) samples from the exact probabilities."
         )
     return device

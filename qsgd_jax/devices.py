@@ -2,6 +2,8 @@
 
 - Concrete inputs run at once on the host, in float64, whatever the device.
 - Traced inputs on `default.qubit` become part of the XLA program.
+- Traced inputs on any device that samples become one host callback with an effect, so that
+  each step measures anew; it has no derivative.
 - Traced inputs on any other device become one host callback for the whole batch,
   with the adjoint method as its derivative where the device has it, else, and for higher
   derivatives, the parameter-shift rule.
@@ -14,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pennylane as qml
@@ -37,7 +40,13 @@ _FEWEST_QUBITS_FOR_THREADS = 16
 _LABELS = 1e6
 
 
-def run(circuit: Circuit, device: Device, theta, readout: Readout = "expectation"):
+def run(
+    circuit: Circuit,
+    device: Device,
+    theta,
+    readout: Readout = "expectation",
+    shots: int | None = None,
+):
     """The circuit's answers at a batch of settings.
 
     Args:
@@ -45,10 +54,11 @@ def run(circuit: Circuit, device: Device, theta, readout: Readout = "expectation
       device: an open PennyLane device.
       theta: settings in half turns, shape `(batch, n_qubits)`, NumPy or JAX.
       readout: `"expectation"` or `"probabilities"`.
+      shots: number of times the device measures each setting; `None` for its exact answer.
 
     Returns:
       Answers of shape `(batch, outputs)`: a float64 NumPy array if nothing is
-      traced, else a JAX array, differentiable in `theta` and in the angles.
+      traced, else a JAX array, differentiable in `theta` and in the angles if exact.
 
     Example:
       >>> import numpy as np
@@ -59,11 +69,13 @@ def run(circuit: Circuit, device: Device, theta, readout: Readout = "expectation
     """
     if not isinstance(theta, Tracer) and not circuit.traced:
         encoding = circuit.encoding(np.asarray(theta, np.float64))
-        return _run_on_host(circuit, device, readout, encoding, circuit.angles)
+        return _run_on_host(circuit, device, readout, encoding, circuit.angles, shots)
     given = (x for x in (theta, circuit.weights) if isinstance(x, jax.Array))
     dtype = jnp.promote_types(jnp.result_type(*given), jnp.float32)
     encoding = circuit.encoding(jnp.asarray(theta, dtype))
     angles = jnp.asarray(circuit.angles, dtype)
+    if shots is not None:
+        return _sampling_function(circuit, device, readout, shots)(encoding, angles)
     if isinstance(device, DefaultQubit):
         return _run_traced(circuit, device, readout, encoding, angles)
     return _host_function(circuit, device, readout)(encoding, angles)
@@ -91,16 +103,16 @@ def _run_traced(circuit, device, readout, encoding, angles):
     return stacked.astype(encoding.dtype)
 
 
-def _run_on_host(circuit, device, readout, encoding, angles) -> np.ndarray:
+def _run_on_host(circuit, device, readout, encoding, angles, shots=None) -> np.ndarray:
     """Gate angles to answers, `(*lead, batch, outputs)`; NumPy in and out.
 
     `encoding` is `(*lead, batch, uploads, n)` and `angles` `(*lead, depth, n, 2)`. No JAX
     call is made here: inside a callback it would deadlock.
     """
     if isinstance(device, DefaultQubit):
-        answers = _run_broadcast(circuit, device, readout, encoding, angles)
+        answers = _run_broadcast(circuit, device, readout, encoding, angles, shots)
     else:
-        prepared = _Prepared(circuit, device, readout)
+        prepared = _Prepared(circuit, device, readout, shots=shots)
         answers = _in_chunks(prepared.answers, prepared.tapes(encoding, angles), circuit.n_qubits)
     return answers.reshape((*encoding.shape[:-2], circuit.n_outputs(readout)))
 
@@ -120,7 +132,7 @@ def _in_chunks(ask, tapes, n_qubits) -> np.ndarray:
     return np.concatenate(answers or [np.zeros(0)])
 
 
-def _run_broadcast(circuit, device, readout, encoding, angles) -> np.ndarray:
+def _run_broadcast(circuit, device, readout, encoding, angles, shots) -> np.ndarray:
     """default.qubit simulates a broadcast tape in one go."""
     shape = encoding.shape[:-2]
     angles = np.broadcast_to(angles[..., None, :, :, :], (*shape, *angles.shape[-3:]))
@@ -129,15 +141,16 @@ def _run_broadcast(circuit, device, readout, encoding, angles) -> np.ndarray:
     answers = [np.zeros((0, circuit.n_outputs(readout)))]
     for i in range(0, len(encoding), _MAX_BATCH):
         chunk = slice(i, i + _MAX_BATCH)
-        tape = _tape(circuit, device, readout, encoding[chunk], angles[chunk])
+        tape = _tape(circuit, device, readout, encoding[chunk], angles[chunk], shots)
         (found,) = qml.execute([tape], device, diff_method=None)
         found = found if readout == "probabilities" else np.stack(found, axis=-1)
         answers.append(found.reshape(-1, circuit.n_outputs(readout)))
     return np.concatenate(answers)
 
 
-def _tape(circuit, device, readout, encoding, angles):
-    return make_qscript(circuit.run)(encoding, angles, readout, _wires(circuit, device))
+def _tape(circuit, device, readout, encoding, angles, shots=None) -> QuantumScript:
+    prepare = make_qscript(circuit.run, shots=shots)
+    return prepare(encoding, angles, readout, _wires(circuit, device))
 
 
 class _Prepared:
@@ -147,19 +160,19 @@ class _Prepared:
     device's own preprocessing leaves the circuit as it is, no tape needs to go through it.
     """
 
-    def __init__(self, circuit, device, readout, gradient_method=None):
+    def __init__(self, circuit, device, readout, gradient_method=None, shots=None):
         self._device = device
         shapes = (circuit.uploads, circuit.n_qubits), (circuit.depth, circuit.n_qubits, 2)
         split, self.n_gates = math.prod(shapes[0]), sum(map(math.prod, shapes))
         # A tape of labels shows where each parameter stands in the circuit.
         labels = _LABELS + np.arange(self.n_gates)
         encoding, angles = labels[:split].reshape(shapes[0]), labels[split:].reshape(shapes[1])
-        self.tape = _tape(circuit, device, readout, encoding, angles)
+        self.tape = _tape(circuit, device, readout, encoding, angles, shots)
         found = np.array(self.tape.get_parameters(trainable_only=False))
         places = np.flatnonzero(found >= _LABELS)
         places = places[np.argsort(found[places])]
         self.tape.trainable_params = places.tolist()
-        self._encoding_places, self._angle_places = places[:split], places[split:]
+        self._encoding_places, self._angle_places = places[:split].tolist(), places[split:].tolist()
         self._order_of_slopes = np.argsort(np.argsort(places))  # from that on the tape
         self._config = device.setup_execution_config(
             ExecutionConfig(gradient_method=gradient_method), self.tape
@@ -194,6 +207,23 @@ def _has_adjoint(circuit, device, readout) -> bool:
         device.supports_derivatives(config, tape)
         and _Prepared(circuit, device, readout, "adjoint").is_native
     )
+
+
+def _sampling_function(circuit, device, readout, shots):
+    """A JAX function `(encoding, angles) -> answers` that measures anew in each call."""
+
+    def host(encoding, angles):
+        encoding, angles = np.asarray(encoding), np.asarray(angles)
+        answers = _run_on_host(circuit, device, readout, encoding, angles, shots)
+        return answers.astype(encoding.dtype)
+
+    def call(encoding, angles):
+        shape = (encoding.shape[0], circuit.n_outputs(readout))
+        result = jax.ShapeDtypeStruct(shape, encoding.dtype)
+        # XLA would take a pure callback out of a loop in which its operands stay the same.
+        return jax.experimental.io_callback(host, result, encoding, angles)
+
+    return call
 
 
 def _host_function(circuit, device, readout):

@@ -51,7 +51,15 @@ class Superposition:
         settings, and evaluates the polynomial that it is; `"direct"` runs the circuit at
         every block in every step; `"auto"` is `"fourier"` where the grid is small enough.
       shots: `None` for exact expectations; `k` for the mean of k joint measurements of
-        all qubits, fresh in each step and block.
+        all qubits, fresh in each step and block, drawn from exact probabilities.
+      probe_shots: `None` for the device's exact answers (or as many shots as it brings);
+        S for a device that measures each setting S times. The estimated weights are unbiased
+        with variance `Σ_g K_g(θ)² (1 − f(θ_g)²) / S ≤ 1 / S` over the settings g of the probe,
+        where `K_g = Π_j (1 + 2 Σ_r cos rπ(θ_j − θ_gj)) / (2 uploads + 1)`. The error is that of
+        the probe: the same in every step. In direct execution each step and block is measured
+        anew.
+      target_standard_error: σ, instead of `probe_shots`: `S = ⌈1/σ²⌉` shots, with which no
+        weight's standard error is greater.
 
     Raises:
       TypeError: if an argument has the wrong type.
@@ -73,6 +81,8 @@ class Superposition:
     device: Any = "lightning.qubit"
     execution: str = "auto"
     shots: int | None = None
+    probe_shots: int | None = None
+    target_standard_error: float | None = None
 
     def __post_init__(self):
         if not isinstance(self.circuit, Circuit):
@@ -86,11 +96,15 @@ class Superposition:
                 raise ValueError(
                     f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}."
                 )
-        if self.shots is not None:
-            if isinstance(self.shots, bool) or not isinstance(self.shots, (int, np.integer)):
-                raise TypeError(f"shots={self.shots!r} must be None or an integer of at least 1.")
-            if self.shots < 1:
-                raise ValueError(f"shots={self.shots} must be None or at least 1.")
+        for name in ("shots", "probe_shots"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise TypeError(f"{name}={value!r} must be None or an integer of at least 1.")
+            if value < 1:
+                raise ValueError(f"{name}={value} must be None or at least 1.")
+        self._check_target()
         if self.execution == "fourier" and not self._grid_fits:
             raise ValueError(
                 f"execution='fourier' needs {self._n_settings} probe settings of "
@@ -101,9 +115,40 @@ class Superposition:
             )
         # Opening the device now makes a wrong one fail here. Traced angles are probed now
         # as well: a probe first needed inside `lax.scan` would leak that loop's tracers.
-        _ = self._device
+        measured = self.measurements
+        if measured is not None and self.shots is not None:
+            raise ValueError(
+                f"shots={self.shots} are drawn from exact probabilities; {self._device.name!r} "
+                f"estimates them by {measured} measurements: allowed is shots=None."
+            )
+        if measured is not None and self.circuit.traced:
+            raise ValueError(
+                f"{self._device.name!r} answers by {measured} measurements, which have no "
+                "derivative; allowed are circuits of concrete weights."
+            )
         if self.circuit.traced and self._fourier:
             _ = self.coefficients
+
+    def _check_target(self):
+        sigma = self.target_standard_error
+        if sigma is None:
+            return
+        if self.probe_shots is not None:
+            raise ValueError(
+                f"probe_shots={self.probe_shots} and target_standard_error={sigma}: "
+                "one of them must be None."
+            )
+        if isinstance(sigma, bool) or not isinstance(sigma, (int, float, np.number)):
+            raise TypeError(f"target_standard_error={sigma!r} must be None or a number.")
+        if not 0 < sigma <= 1:
+            raise ValueError(f"target_standard_error={sigma} must be None or lie in (0, 1].")
+
+    @property
+    def measurements(self) -> int | None:
+        """How often the device measures each setting it is given; `None` if it answers exactly."""
+        if self.target_standard_error is not None:
+            return math.ceil(1 / self.target_standard_error**2)
+        return self.probe_shots or self._device.shots.total_shots
 
     @functools.cached_property
     def _device(self):
@@ -138,7 +183,7 @@ class Superposition:
         """
         n, degree = self.circuit.n_qubits, self.circuit.uploads
         grid = self.circuit.origin + fourier.probe_grid(n, degree)
-        values = devices.run(self.circuit, self._device, grid, self.readout)
+        values = devices.run(self.circuit, self._device, grid, self.readout, self.measurements)
         if isinstance(values, np.ndarray) and not np.isfinite(values).all():
             raise ValueError(f"device={self._device.name!r} answered with values not finite.")
         return fourier.coefficients(values, n, degree)
@@ -354,7 +399,8 @@ class Superposition:
         # Else −πθ, which the device is given, would be rounded before the period is taken off.
         batch = fourier.within_period(batch)
         answers = jnp.asarray(
-            devices.run(self.circuit, self._device, batch, self.readout), batch.dtype
+            devices.run(self.circuit, self._device, batch, self.readout, self.measurements),
+            batch.dtype,
         )
         ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
         return [

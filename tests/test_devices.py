@@ -299,10 +299,3 @@ def test_traced_angles_of_any_dtype_are_probed_in_float32(simulate, device, angl
     traced = jnp.asarray(angles, int if angles.dtype == int else jnp.bfloat16)
     answers = jax.jit(lambda w: devices.run(qsgd.Circuit(2, 1, weights=w), opened, theta))(traced)
     np.testing.assert_allclose(answers, simulate(theta, angles)[0], atol=5e-6)
-
-
-def test_a_device_that_brings_shots_is_refused():
-    with pytest.warns(qml.exceptions.PennyLaneDeprecationWarning):
-        device = qml.device("lightning.qubit", wires=2, shots=10)
-    with pytest.raises(ValueError, match=r"shots=10; allowed are devices without"):
-        qsgd.Superposition(qsgd.Circuit(2), device=device)

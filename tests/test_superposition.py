@@ -13,6 +13,7 @@ import pytest
 import scipy.stats
 
 import qsgd_jax as qsgd
+from qsgd_jax import fourier
 from qsgd_jax.circuit import Readout
 from qsgd_jax.coverage import Coverage
 from qsgd_jax.sampling import step_key
@@ -512,6 +513,94 @@ def test_probabilities_below_zero(negative):
     np.testing.assert_array_equal(weights, [-1.0] if negative == -1e-5 else [np.nan])
 
 
+# Devices that measure
+
+
+def _kernels(theta, settings, degree):
+    """K_g(θ) of each block and setting: how much an answer on the grid counts at θ."""
+    difference = np.pi * (theta[:, None] - settings)
+    harmonics = sum(2 * np.cos(r * difference) for r in range(1, degree + 1))
+    return np.prod((1 + harmonics) / (2 * degree + 1), axis=-1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_estimated_weights_are_unbiased_with_the_variance_of_the_formula(simulate, device):
+    circuit, shots, probes = qsgd.Circuit(2, 2, uploads=2, seed=3), 20, 400
+    settings = fourier.probe_grid(2, 2) + circuit.origin
+    theta = np.random.default_rng(0).uniform(-1, 1, (5, 2))
+    theta[0] = settings[7]  # where only its own answer counts
+    exact = simulate(theta, circuit.angles, 2)[0]
+    kernels = _kernels(theta, settings, 2)
+    np.testing.assert_allclose((kernels**2).sum(1), 1, rtol=1e-9)
+    answers = simulate(settings, circuit.angles, 2)[0]
+    variance = kernels**2 @ (1 - answers**2) / shots
+    draws = []
+    for _ in range(probes):
+        table = qsgd.Superposition(circuit, device=device, probe_shots=shots).coefficients
+        columns = [jnp.asarray(column) for column in theta.T]
+        with jax.disable_jit():
+            draws.append(np.stack(fourier.evaluate(table, columns, circuit.origin), -1))
+    draws = np.array(draws, np.float64)
+    assert np.all(np.abs(draws.mean(0) - exact) <= 5 * np.sqrt(variance / probes) + 1e-6)
+    squares = (draws - exact) ** 2
+    spread = squares.std(0) / np.sqrt(probes)
+    assert np.all(np.abs(squares.mean(0) - variance) <= 5 * spread + 1e-6)
+
+
+def test_a_target_standard_error_is_kept(simulate):
+    circuit = qsgd.Circuit(2, 1)
+    superposition = qsgd.Superposition(circuit, "everywhere", target_standard_error=0.03)
+    assert superposition.measurements == 1112  # 1 / 0.03²
+    theta = np.random.default_rng(0).uniform(-1, 1, 400).astype(np.float32)
+    expected = simulate(theta.reshape(-1, 2), circuit.angles)[0].ravel()
+    error = _weights(superposition, theta) - expected
+    assert 0 < np.sqrt(np.mean(error**2)) < 1.5 * 0.03
+
+
+def test_the_shots_a_device_brings_are_used(simulate):
+    with pytest.warns(qml.exceptions.PennyLaneDeprecationWarning):
+        device = qml.device("lightning.qubit", wires=2, shots=10)
+    circuit = qsgd.Circuit(2, 1)
+    superposition = qsgd.Superposition(circuit, device=device)
+    assert superposition.measurements == 10
+    with qml.Tracker(device) as tracker:
+        weights = _weights(superposition, jnp.array([0.2, -0.4]))
+    assert tracker.totals["shots"] == 9 * 10
+    assert np.abs(weights - simulate(np.array([[0.2, -0.4]]), circuit.angles)[0][0]).max() < 2
+    assert qsgd.Superposition(circuit, device=device, probe_shots=7).measurements == 7
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_probe_is_one_for_all_steps_and_direct_execution_measures_in_each(device):
+    params = jnp.full((4, 3), 0.3)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def walk(superposition):
+        def step(carry, _):
+            return carry, qsgd.superposition_weights(superposition, params)
+
+        return jax.lax.scan(step, None, length=4)[1]
+
+    for execution, different in (("fourier", 1), ("direct", 4)):
+        superposition = qsgd.Superposition(
+            qsgd.Circuit(2, 1), "everywhere", device, execution, probe_shots=40
+        )
+        steps = np.asarray(walk(superposition))
+        assert len(np.unique(steps, axis=0)) == different
+        assert np.all(np.abs(steps * 40 % 2) < 1e-4) == (execution == "direct")
+
+
+def test_measured_weights_refuse_to_be_differentiated():
+    superposition = qsgd.Superposition(qsgd.Circuit(2, 1), execution="direct", probe_shots=4)
+    with pytest.raises(ValueError, match="callback"):
+        jax.grad(lambda p: jnp.sum(qsgd.superposition_weights(superposition, p)))(jnp.ones(2))
+    with pytest.raises(ValueError, match="4 measurements, which have no derivative"):
+        jax.eval_shape(
+            lambda w: qsgd.Superposition(qsgd.Circuit(2, 1, weights=w), probe_shots=4).measurements,
+            jnp.ones((1, 2, 2)),
+        )
+
+
 # Keys and bad input
 
 
@@ -558,6 +647,17 @@ def test_what_is_no_key_is_refused(key):
         ({"shots": -3}, ValueError, ("shots=-3", "at least 1")),
         ({"shots": 2.0}, TypeError, ("shots=2.0", "integer")),
         ({"shots": True}, TypeError, ("shots=True", "integer")),
+        ({"probe_shots": 0}, ValueError, ("probe_shots=0", "at least 1")),
+        ({"probe_shots": 1.5}, TypeError, ("probe_shots=1.5", "integer")),
+        ({"probe_shots": 5, "shots": 2}, ValueError, ("shots=2", "lightning.qubit", "5")),
+        (
+            {"probe_shots": 5, "target_standard_error": 0.1},
+            ValueError,
+            ("probe_shots=5", "target_standard_error=0.1", "None"),
+        ),
+        ({"target_standard_error": 0.0}, ValueError, ("target_standard_error=0.0", "(0, 1]")),
+        ({"target_standard_error": np.nan}, ValueError, ("target_standard_error=nan", "(0, 1]")),
+        ({"target_standard_error": "1"}, TypeError, ("target_standard_error='1'", "number")),
         ({"device": "lightning"}, ValueError, ("device='lightning'", "lightning.qubit")),
         ({"device": 4}, TypeError, ("device=4", "PennyLane device")),
         (
