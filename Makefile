@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 py
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-peers peer-step clean
+.PHONY: demo test test-peers peer-step device-matrix clean
 
 demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, side by side.
 	$(BIN)/python -m benchmarks.text_classification --arms adam lambda-0.5 --seeds 4
@@ -21,6 +21,15 @@ test-peers: .venv/peers ## Run optax's own test suites on every form of the opti
 peer-step: .venv/benchmarks .peer/installed ## Time whole training steps beside PyTorch and Qiskit.
 	$(BIN)/python -m benchmarks.peer_step --python .peer/bin/python
 
+device-matrix: .devices/installed ## Check every PennyLane device, those that reach hardware included.
+	.devices/bin/python -m benchmarks.device_matrix
+
+.devices/installed: pyproject.toml constraints.txt
+	@test -x .devices/bin/python || $(PYTHON) -m venv .devices
+	.devices/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[devices]'
+	@touch $@
+
 .peer/installed: benchmarks/peers/requirements.txt
 	@test -x .peer/bin/python || $(PYTHON) -m venv .peer
 	.peer/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
@@ -34,4 +43,4 @@ peer-step: .venv/benchmarks .peer/installed ## Time whole training steps beside 
 	@touch $@
 
 clean: ## Remove the environments and what the benchmarks wrote.
-	rm -rf .venv .peer results
+	rm -rf .venv .peer .devices results

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for device in tqdm(args.devices, desc="devices"):
         found[device] = measure(device, circuit, args.repeats)
         if args.broadcasting:
-            found[f"{device}, broadcast QNode"] = measure_broadcasting(device, circuit)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PennyLane's own, of jax
+                found[f"{device}, broadcast QNode"] = measure_broadcasting(device, circuit)
     report = {"circuit": {"n_qubits": args.qubits, "depth": args.depth}, "seconds": found}
     reporting.write_json(
         args.output / "circuit_throughput.json",

@@ -11,6 +11,17 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 from pennylane.devices import Device
 
+# Of PennyLane's plugins, by the beginning of their devices' names.
+_PACKAGES = {
+    "braket.": "amazon-braket-pennylane-plugin",
+    "cirq.": "pennylane-cirq",
+    "ionq.": "pennylane-ionq",
+    "lightning.gpu": "pennylane-lightning-gpu",
+    "lightning.kokkos": "pennylane-lightning-kokkos",
+    "lightning.tensor": "pennylane-lightning-tensor",
+    "qiskit.": "pennylane-qiskit",
+}
+
 Readout = Literal["expectation", "probabilities"]
 """What a circuit answers: ⟨Z_j⟩ of each qubit, or the probability of each bitstring."""
 
@@ -221,8 +232,10 @@ def open_device(device: Any, n_qubits: int) -> Device:
     if isinstance(device, str):
         installed = sorted(qml.plugin_devices)
         if device not in installed:
+            package = next((p for name, p in _PACKAGES.items() if device.startswith(name)), None)
             raise ValueError(
                 f"device={device!r} is not installed; allowed: {', '.join(installed)}."
+                + (f" `pip install {package}` brings it." if package else "")
             )
         return qml.device(device, wires=n_qubits)
     if not isinstance(device, Device):

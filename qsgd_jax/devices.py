@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from qsgd_jax.circuit import Circuit, Readout, open_device
 
-__all__ = ["open_device", "run"]
+__all__ = ["measures_only", "open_device", "run"]
 
 # Bounds the memory that the tapes or state vectors of one call to a device take.
 _MAX_BATCH = 4096
@@ -79,6 +79,15 @@ def run(
     if isinstance(device, DefaultQubit):
         return _run_traced(circuit, device, readout, encoding, angles)
     return _host_function(circuit, device, readout)(encoding, angles)
+
+
+def measures_only(device: Device) -> bool:
+    """Whether a device is known to have no exact answers.
+
+    Qiskit's measure a default number of times where they are asked for one.
+    """
+    client = getattr(device, "target_device", device)
+    return type(client).__module__.startswith("pennylane_qiskit")
 
 
 def _wires(circuit, device):

@@ -121,6 +121,11 @@ class Superposition:
                 f"shots={self.shots} are drawn from exact probabilities; {self._device.name!r} "
                 f"estimates them by {measured} measurements: allowed is shots=None."
             )
+        if measured is None and devices.measures_only(self._device):
+            raise ValueError(
+                f"probe_shots=None: {self._device.name!r} can only measure; probe_shots or "
+                "target_standard_error must say how often."
+            )
         if measured is not None and self.circuit.traced:
             raise ValueError(
                 f"{self._device.name!r} answers by {measured} measurements, which have no "

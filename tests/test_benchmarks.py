@@ -11,8 +11,10 @@ import pytest
 
 from benchmarks import (
     arms,
+    circuit_throughput,
     comparison,
     datasets,
+    device_matrix,
     landscapes,
     reporting,
     step_time,
@@ -197,6 +199,30 @@ def test_step_time_reports_ratios_of_every_optimizer(tmp_path, monkeypatch):
     assert 0 < entangled["memory_optimized"] <= 1.01 * leaf < entangled["default"]
     assert 0 < held["leading"]["state"] - held["adamw"]["state"] < 64 * 1024
     assert report["probe_seconds"] > 0 and set(report["compile_seconds"]) == set(small)
+
+
+def test_the_device_matrix_compares_probe_and_direct_execution(tmp_path):
+    names = ["lightning.qubit", "default.mixed"]
+    arguments = ["--devices", *names, "--shots", "200", "--output", str(tmp_path)]
+    device_matrix.main(arguments)
+    rows = json.loads((tmp_path / "device_matrix.json").read_text())["devices"]
+    assert [row["device"] for row in rows] == ["lightning.qubit"] * 2 + ["default.mixed"] * 2
+    for row in rows:
+        assert row["jobs"] == 1 and row["circuits"] == 9 and row["seconds"] > 0
+        measured = row["measurements"] is not None
+        assert row["shots"] == (9 * 200 if measured else 0)
+        assert row["difference"] < (5.5 if measured else 1e-6)
+        assert row["from_exact"] < (0.1 if measured else 1e-6)
+
+
+def test_circuit_throughput_times_each_device(tmp_path):
+    names = ["default.qubit", "lightning.qubit"]
+    size = ["--qubits", "1", "--depth", "1", "--repeats", "1"]
+    arguments = ["--devices", *names, *size, "--broadcasting", "--output", str(tmp_path)]
+    circuit_throughput.main(arguments)
+    found = json.loads((tmp_path / "circuit_throughput.json").read_text())["seconds"]
+    assert set(found) == {*names, *(f"{name}, broadcast QNode" for name in names)}
+    assert all(seconds > 0 for row in found.values() for seconds in row.values())
 
 
 def test_landscapes_show_where_eq_1_climbs(tmp_path):

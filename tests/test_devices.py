@@ -267,6 +267,16 @@ def test_unknown_device_name_lists_those_installed():
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("device", "package"),
+    [("qiskit.remote", "pennylane-qiskit"), ("braket.aws.qubit", "amazon-braket-pennylane-plugin")],
+)
+def test_a_missing_plugin_is_named(monkeypatch, device, package):
+    monkeypatch.setattr(qml, "plugin_devices", {"default.qubit": None})
+    with pytest.raises(ValueError, match=f"`pip install {package}` brings it"):
+        devices.open_device(device, 2)
+
+
 @pytest.mark.parametrize("device", [None, 3, qml.QNode, ["default.qubit"]], ids=str)
 def test_what_is_no_device_is_refused(device):
     with pytest.raises(TypeError, match="device=") as caught:

@@ -11,6 +11,7 @@ import optax
 import pennylane as qml
 import pytest
 import scipy.stats
+from pennylane.devices import DefaultMixed
 
 import qsgd_jax as qsgd
 from qsgd_jax import fourier
@@ -568,6 +569,14 @@ def test_the_shots_a_device_brings_are_used(simulate):
     assert tracker.totals["shots"] == 9 * 10
     assert np.abs(weights - simulate(np.array([[0.2, -0.4]]), circuit.angles)[0][0]).max() < 2
     assert qsgd.Superposition(circuit, device=device, probe_shots=7).measurements == 7
+
+
+def test_a_device_that_can_only_measure_is_told_how_often():
+    client = type("RemoteDevice", (DefaultMixed,), {"__module__": "pennylane_qiskit.x"})
+    with pytest.raises(ValueError, match=r"probe_shots=None: .* can only measure; probe_shots or"):
+        qsgd.Superposition(qsgd.Circuit(2), device=client(wires=2))
+    measured = qsgd.Superposition(qsgd.Circuit(2), device=client(wires=2), probe_shots=5)
+    assert measured.measurements == 5
 
 
 @pytest.mark.parametrize("device", DEVICES)

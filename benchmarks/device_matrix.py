@@ -1,0 +1,205 @@
+"""Run every PennyLane device through the same checks, those that reach hardware included.
+
+Run it as `python -m benchmarks.device_matrix`; `--help` is the manual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pennylane as qml
+from tqdm import tqdm
+
+import qsgd_jax as qsgd
+from benchmarks import reporting
+
+DESCRIPTION = """\
+Probe one circuit on each device and compare what follows from the probe with the same device asked
+directly. All run offline: the clients that reach real quantum computers, on local simulators, two
+of them with the noise of a real one (Manila, an IBM device of 5 qubits). Those that can are also
+asked for exact answers.
+
+  difference    of the weights by the Fourier form and by direct execution on the same device, the
+                largest of 64. Where the device measures, over the greatest standard error that it
+                can have, so that 4.5 would be seen by chance in less than one run of 2,000.
+  from exact    root mean square distance of the direct weights from the exact ones, and
+  measuring     the part of it that measuring alone explains; the rest is noise of the device.
+  s, jobs,      of one probe: seconds, batches handed to the device, circuits in them and
+  circuits,     measurements.
+  shots
+
+`pip install '.[devices]'` brings the plugins; a device whose plugin is missing is an error.
+"""
+
+
+def _qiskit_aer(wires: int) -> Any:
+    from qiskit_aer.noise import NoiseModel  # pyright: ignore[reportMissingImports]
+    from qiskit_ibm_runtime.fake_provider import (  # pyright: ignore[reportMissingImports]
+        FakeManilaV2,
+    )
+
+    noise = NoiseModel.from_backend(FakeManilaV2())
+    return qml.device("qiskit.aer", wires=wires, noise_model=noise)
+
+
+def _qiskit_remote(wires: int) -> Any:
+    from qiskit_ibm_runtime.fake_provider import (  # pyright: ignore[reportMissingImports]
+        FakeManilaV2,
+    )
+
+    return qml.device("qiskit.remote", wires=wires, backend=FakeManilaV2())
+
+
+def _braket_with_noise(wires: int) -> Any:
+    device = qml.device("braket.local.qubit", backend="braket_dm", wires=wires)
+
+    def depolarize(op: Any, **_: Any) -> None:
+        for wire in op.wires:
+            qml.DepolarizingChannel(0.01, wires=wire)
+
+    return qml.noise.add_noise(
+        device, qml.NoiseModel({qml.noise.op_in([qml.RY, qml.CNOT]): depolarize})
+    )
+
+
+def _named(name: str) -> Callable[[int], Any]:
+    return lambda wires: qml.device(name, wires=wires)
+
+
+# By label: how to open the device, and whether it can answer exactly.
+DEVICES: dict[str, tuple[Callable[[int], Any], bool]] = {
+    "default.qubit": (_named("default.qubit"), True),
+    "default.mixed": (_named("default.mixed"), True),
+    "lightning.qubit": (_named("lightning.qubit"), True),
+    "lightning.kokkos": (_named("lightning.kokkos"), True),
+    "qiskit.aer with Manila's noise": (_qiskit_aer, False),
+    "qiskit.remote, fake Manila": (_qiskit_remote, False),
+    "braket.local.qubit": (_named("braket.local.qubit"), True),
+    "braket.local.qubit, braket_dm with noise": (_braket_with_noise, True),
+    "cirq.mixedsimulator": (_named("cirq.mixedsimulator"), True),
+}
+
+
+def check(device: Any, circuit: qsgd.Circuit, shots: int | None) -> dict[str, Any]:
+    """Probe the circuit on a device and compare it with direct execution there.
+
+    Args:
+      device: an open PennyLane device.
+      circuit: the circuit.
+      shots: measurements of each setting, `None` for exact answers.
+
+    Returns:
+      The columns of the table, as `--help` says.
+    """
+    n = circuit.n_qubits
+    params = np.random.default_rng(0).uniform(-1, 1, 64 // n * n).astype(np.float32)
+
+    def weights(execution: str, **options: Any) -> np.ndarray:
+        superposition = qsgd.Superposition(circuit, "everywhere", execution=execution, **options)
+        return np.asarray(qsgd.superposition_weights(superposition, params), np.float64)
+
+    measuring: dict[str, Any] = {"device": device, "probe_shots": shots}
+    with qml.Tracker(device) as tracker:
+        began = time.perf_counter()
+        _ = qsgd.Superposition(circuit, **measuring).coefficients
+        seconds = time.perf_counter() - began
+    fourier, direct = weights("fourier", **measuring), weights("direct", **measuring)
+    exact = weights("fourier")
+    difference, error = np.abs(fourier - direct), 0.0
+    if shots is not None:
+        # Of two estimates; that of the Fourier form is 1 / shots at most.
+        variance = (1 - np.minimum(np.abs(direct), 1 - 1 / shots) ** 2) / shots
+        difference = difference / np.sqrt(variance + 1 / shots)
+        error = float(np.sqrt(variance.mean()))
+    return {
+        "measurements": shots,
+        "difference": float(difference.max()),
+        "from_exact": float(np.sqrt(np.mean((direct - exact) ** 2))),
+        "from_measuring": error,
+        "seconds": seconds,
+        "jobs": tracker.totals.get("batches", 0),
+        "circuits": tracker.totals.get("executions", 0),
+        "shots": tracker.totals.get("shots", 0),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check each device, print the table and write the JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.device_matrix",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        choices=DEVICES,
+        default=list(DEVICES),
+        metavar="NAME",
+        help=f"some of: {'; '.join(DEVICES)} (default: all)",
+    )
+    parser.add_argument(
+        "--qubits", type=int, default=2, metavar="X", help="of the circuit (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--depth", type=int, default=1, metavar="X", help="of the circuit (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shots", type=int, default=1000, metavar="X", help="of each setting (default: 1000)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("results"),
+        metavar="PATH",
+        help="folder for device_matrix.json (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    circuit = qsgd.Circuit(args.qubits, args.depth)
+    rows: list[dict[str, Any]] = []
+    for name in tqdm(args.devices, desc="devices"):
+        opened, exact = DEVICES[name]
+        for shots in (None, args.shots) if exact else (args.shots,):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the plugins' own, of other plugins
+                rows.append({"device": name, **check(opened(args.qubits), circuit, shots)})
+    reporting.write_json(
+        args.output / "device_matrix.json",
+        {
+            "benchmark": "device_matrix",
+            "provenance": reporting.provenance(),
+            "circuit": {"n_qubits": args.qubits, "depth": args.depth},
+            "devices": rows,
+        },
+    )
+    _print(rows)
+
+
+def _print(rows: Sequence[Mapping[str, Any]]) -> None:
+    reporting.print_table(
+        "Each device by its probe and directly",
+        ["device", "difference", "from exact", "measuring", "s", "jobs", "circuits", "shots"],
+        [
+            [
+                row["device"],
+                f"{row['difference']:.{'1e' if row['measurements'] is None else '2f'}}",
+                f"{row['from_exact']:.0e}",
+                "exact" if row["measurements"] is None else f"{row['from_measuring']:.0e}",
+                f"{row['seconds']:.3f}",
+                str(row["jobs"]),
+                str(row["circuits"]),
+                str(row["shots"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
