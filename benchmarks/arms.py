@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import optax
 
 import qsgd_jax as qsgd
+from benchmarks.devices import open_device
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,26 @@ def superposed(
     """Return the arm of superpositional AdamW with these options."""
 
     def optimizer(args: argparse.Namespace, seed: int) -> optax.GradientTransformation:
+        chosen = _on_device(superposition, args.device, args.probe_shots)
         return qsgd.superpositional_adamw(
-            **_adamw_arguments(args), superposition=superposition, key=seed, **options
+            **_adamw_arguments(args), superposition=chosen, key=seed, **options
         )
 
     return Arm(label, settings, optimizer)
+
+
+@functools.cache
+def _on_device(
+    superposition: qsgd.Superposition | None, name: str | None, probe_shots: int | None
+) -> qsgd.Superposition:
+    """The same on the command line's device, if it names one; all seeds share its probe."""
+    chosen = superposition or qsgd.Superposition()
+    changes: dict[str, Any] = {}
+    if name is not None:
+        changes["device"] = open_device(name, chosen.circuit.n_qubits)
+    if probe_shots is not None:
+        changes["probe_shots"] = probe_shots
+    return dataclasses.replace(chosen, **changes)
 
 
 def _adamw_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -73,6 +91,8 @@ _SUPERPOSITION_KEYS: Mapping[str, Callable[[str], Any]] = {
     "device": str,
     "execution": str,
     "shots": int,
+    "probe_shots": int,
+    "target_standard_error": float,
 }
 _CIRCUIT_KEYS: Mapping[str, Callable[[str], Any]] = {
     "n_qubits": int,

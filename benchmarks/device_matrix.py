@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 import qsgd_jax as qsgd
 from benchmarks import reporting
+from benchmarks.devices import DEVICES, open_device
 
 DESCRIPTION = """\
 Probe one circuit on each device and compare what follows from the probe with the same device asked
 directly. All run offline: the clients that reach real quantum computers, on local simulators, two
 of them with the noise of a real one (Manila, an IBM device of 5 qubits). Those that can are also
-asked for exact answers.
+asked for exact answers. A name that ends in -manila has that noise, -noisy depolarizing channels.
 
   difference    of the weights by the Fourier form and by direct execution on the same device, the
                 largest of 64. Where the device measures, over the greatest standard error that it
@@ -36,54 +37,6 @@ asked for exact answers.
 
 `pip install '.[devices]'` brings the plugins; a device whose plugin is missing is an error.
 """
-
-
-def _qiskit_aer(wires: int) -> Any:
-    from qiskit_aer.noise import NoiseModel  # pyright: ignore[reportMissingImports]
-    from qiskit_ibm_runtime.fake_provider import (  # pyright: ignore[reportMissingImports]
-        FakeManilaV2,
-    )
-
-    noise = NoiseModel.from_backend(FakeManilaV2())
-    return qml.device("qiskit.aer", wires=wires, noise_model=noise)
-
-
-def _qiskit_remote(wires: int) -> Any:
-    from qiskit_ibm_runtime.fake_provider import (  # pyright: ignore[reportMissingImports]
-        FakeManilaV2,
-    )
-
-    return qml.device("qiskit.remote", wires=wires, backend=FakeManilaV2())
-
-
-def _braket_with_noise(wires: int) -> Any:
-    device = qml.device("braket.local.qubit", backend="braket_dm", wires=wires)
-
-    def depolarize(op: Any, **_: Any) -> None:
-        for wire in op.wires:
-            qml.DepolarizingChannel(0.01, wires=wire)
-
-    return qml.noise.add_noise(
-        device, qml.NoiseModel({qml.noise.op_in([qml.RY, qml.CNOT]): depolarize})
-    )
-
-
-def _named(name: str) -> Callable[[int], Any]:
-    return lambda wires: qml.device(name, wires=wires)
-
-
-# By label: how to open the device, and whether it can answer exactly.
-DEVICES: dict[str, tuple[Callable[[int], Any], bool]] = {
-    "default.qubit": (_named("default.qubit"), True),
-    "default.mixed": (_named("default.mixed"), True),
-    "lightning.qubit": (_named("lightning.qubit"), True),
-    "lightning.kokkos": (_named("lightning.kokkos"), True),
-    "qiskit.aer with Manila's noise": (_qiskit_aer, False),
-    "qiskit.remote, fake Manila": (_qiskit_remote, False),
-    "braket.local.qubit": (_named("braket.local.qubit"), True),
-    "braket.local.qubit, braket_dm with noise": (_braket_with_noise, True),
-    "cirq.mixedsimulator": (_named("cirq.mixedsimulator"), True),
-}
 
 
 def check(device: Any, circuit: qsgd.Circuit, shots: int | None) -> dict[str, Any]:
@@ -164,11 +117,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     circuit = qsgd.Circuit(args.qubits, args.depth)
     rows: list[dict[str, Any]] = []
     for name in tqdm(args.devices, desc="devices"):
-        opened, exact = DEVICES[name]
-        for shots in (None, args.shots) if exact else (args.shots,):
+        answers_exactly = DEVICES[name][1]
+        for shots in (None, args.shots) if answers_exactly else (args.shots,):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the plugins' own, of other plugins
-                rows.append({"device": name, **check(opened(args.qubits), circuit, shots)})
+                opened = open_device(name, args.qubits)
+                rows.append({"device": name, **check(opened, circuit, shots)})
     reporting.write_json(
         args.output / "device_matrix.json",
         {

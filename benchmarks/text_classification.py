@@ -17,6 +17,7 @@ from tqdm import tqdm
 from benchmarks import comparison, datasets, reporting, training
 from benchmarks.arms import ARMS, KEYS, Arm, parse_arm
 from benchmarks.datasets import Dataset
+from benchmarks.devices import DEVICES
 from benchmarks.training import Result, Run
 
 DESCRIPTION = """\
@@ -73,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         arms[name] = arm
     try:
         args.output.mkdir(parents=True, exist_ok=True)  # to fail now rather than after training
+        for arm in arms.values():
+            arm.optimizer(args, 0)
         dataset = _load(args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
@@ -111,6 +114,18 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="SPEC",
         help="a further arm, see below; may be repeated",
+    )
+    compared.add_argument(
+        "--device",
+        metavar="NAME",
+        help="PennyLane device of all superpositional arms: any that is installed, or one of "
+        f"{', '.join(DEVICES)} (default: lightning.qubit)",
+    )
+    compared.add_argument(
+        "--probe-shots",
+        type=_positive(int),
+        metavar="N",
+        help="measurements of each setting of a probe (default: exact answers)",
     )
     _add(compared, "seeds", _positive(int), 5, "runs of each arm, seeds 0, 1, ...")
     _add(compared, "target", _fraction, 0.9, "validation accuracy that the arms race for")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -199,6 +200,14 @@ def test_step_time_reports_ratios_of_every_optimizer(tmp_path, monkeypatch):
     assert 0 < entangled["memory_optimized"] <= 1.01 * leaf < entangled["default"]
     assert 0 < held["leading"]["state"] - held["adamw"]["state"] < 64 * 1024
     assert report["probe_seconds"] > 0 and set(report["compile_seconds"]) == set(small)
+
+
+def test_text_classification_refuses_a_device_before_it_trains(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "qiskit_aer.noise", None)  # as if it were not installed
+    for device in ("lightning.qbit", "qiskit.aer-manila"):
+        with pytest.raises(SystemExit):
+            text_classification.main(["--device", device, "--output", str(tmp_path)])
+        assert f"device '{device}'" in capsys.readouterr().err
 
 
 def test_the_device_matrix_compares_probe_and_direct_execution(tmp_path):

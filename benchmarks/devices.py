@@ -1,0 +1,74 @@
+"""PennyLane devices that benchmarks open by name: simulators, and the clients of real hardware.
+
+`pip install '.[devices]'` brings the plugins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pennylane as qml
+
+
+def _qiskit_aer(wires: int) -> Any:
+    from qiskit_aer.noise import NoiseModel  # pyright: ignore[reportMissingImports]
+    from qiskit_ibm_runtime.fake_provider import (  # pyright: ignore[reportMissingImports]
+        FakeManilaV2,
+    )
+
+    noise = NoiseModel.from_backend(FakeManilaV2())
+    return qml.device("qiskit.aer", wires=wires, noise_model=noise)
+
+
+def _qiskit_remote(wires: int) -> Any:
+    from qiskit_ibm_runtime.fake_provider import (  # pyright: ignore[reportMissingImports]
+        FakeManilaV2,
+    )
+
+    return qml.device("qiskit.remote", wires=wires, backend=FakeManilaV2())
+
+
+def _braket_with_noise(wires: int) -> Any:
+    device = qml.device("braket.local.qubit", backend="braket_dm", wires=wires)
+
+    def depolarize(op: Any, **_: Any) -> None:
+        for wire in op.wires:
+            qml.DepolarizingChannel(0.01, wires=wire)
+
+    return qml.noise.add_noise(
+        device, qml.NoiseModel({qml.noise.op_in([qml.RY, qml.CNOT]): depolarize})
+    )
+
+
+def _named(name: str) -> Callable[[int], Any]:
+    return lambda wires: qml.device(name, wires=wires)
+
+
+# By name: how to open the device, and whether it can answer exactly. All run offline.
+DEVICES: dict[str, tuple[Callable[[int], Any], bool]] = {
+    "default.qubit": (_named("default.qubit"), True),
+    "default.mixed": (_named("default.mixed"), True),
+    "lightning.qubit": (_named("lightning.qubit"), True),
+    "lightning.kokkos": (_named("lightning.kokkos"), True),
+    "qiskit.aer-manila": (_qiskit_aer, False),
+    "qiskit.remote-manila": (_qiskit_remote, False),
+    "braket.local.qubit": (_named("braket.local.qubit"), True),
+    "braket.local.qubit-noisy": (_braket_with_noise, True),
+    "cirq.mixedsimulator": (_named("cirq.mixedsimulator"), True),
+}
+
+
+def open_device(name: str, wires: int) -> Any:
+    """Open one of the devices above, or any other that PennyLane knows by this name.
+
+    Raises:
+        ValueError: If its plugin is not installed.
+    """
+    try:
+        return DEVICES[name][0](wires) if name in DEVICES else qml.device(name, wires=wires)
+    except (ImportError, qml.exceptions.DeviceError) as error:
+        raise ValueError(
+            f"device {name!r}: {error} `pip install '.[devices]'` brings the plugins of "
+            f"{', '.join(DEVICES)}."
+        ) from error
