@@ -31,8 +31,7 @@ asked for exact answers. A name that ends in -manila has that noise, -noisy depo
                 can have, so that 4.5 would be seen by chance in less than one run of 2,000.
   from exact    root mean square distance of the direct weights from the exact ones, and
   measuring     the part of it that measuring alone explains; the rest is noise of the device.
-  s, jobs,      of one probe: seconds, batches handed to the device, circuits in them and
-  circuits,     measurements.
+  s, circuits,  of one probe: seconds, circuits (in one batch) and measurements.
   shots
 
 `pip install '.[devices]'` brings the plugins; a device whose plugin is missing is an error.
@@ -138,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _print(rows: Sequence[Mapping[str, Any]]) -> None:
     reporting.print_table(
         "Each device by its probe and directly",
-        ["device", "difference", "from exact", "measuring", "s", "jobs", "circuits", "shots"],
+        ["device", "difference", "from exact", "measuring", "s", "circuits", "shots"],
         [
             [
                 row["device"],
@@ -146,7 +145,6 @@ def _print(rows: Sequence[Mapping[str, Any]]) -> None:
                 f"{row['from_exact']:.0e}",
                 "exact" if row["measurements"] is None else f"{row['from_measuring']:.0e}",
                 f"{row['seconds']:.3f}",
-                str(row["jobs"]),
                 str(row["circuits"]),
                 str(row["shots"]),
             ]
