@@ -27,13 +27,14 @@ Time one circuit (4 qubits and 2 entangling layers by default) on PennyLane devi
 
   probe       the settings that determine the Fourier form, (2 uploads + 1)^n_qubits of them
   blocks      direct execution at 1,000 blocks of parameters
-  jit         the first call of a jitted function of the angles: tracing, compiling, one probe
-  jacobian    the first call of its Jacobian in reverse mode, likewise
+  jit         the first call of a jitted probe of traced angles: tracing, compiling, running
+  jacobian    the first call of the Jacobian of its coefficients in reverse mode, likewise
   gradient    that Jacobian again, once it is compiled
 
-Times are medians, warm but for the two first calls. `--broadcasting` also times what a user would
-write without this package: PennyLane's QNode under jax.jit, broadcast over the same settings. On
-lightning that compiles for minutes.
+Times are medians, warm but for the two first calls. `--broadcasting` also times, once each, what a
+user would write without this package: PennyLane's QNode, broadcast over as many settings, by itself
+("probe") and under jax.jit, with the Jacobian of all its answers, which are as many. On lightning
+that compiles for half a minute.
 """
 
 
@@ -59,29 +60,28 @@ def measure(device: str, circuit: qsgd.Circuit, repeats: int) -> dict[str, float
     """Seconds of each of the columns for one device."""
     n, depth = circuit.n_qubits, circuit.depth
     angles = jnp.asarray(circuit.angles)
-    block = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, n))
     blocks = np.random.default_rng(1).uniform(-1, 1, (1000, n)).astype(np.float32).ravel()
 
     def probe() -> Any:
         return qsgd.Superposition(circuit, device=device).coefficients
 
-    def weights(angles: Any) -> Any:
+    def coefficients(angles: Any) -> Any:
         traced = qsgd.Circuit(n, depth, weights=angles)
-        return qsgd.superposition_weights(qsgd.Superposition(traced, device=device), block)
+        return qsgd.Superposition(traced, device=device).coefficients
 
     direct = qsgd.Superposition(circuit, "everywhere", device, execution="direct")
-    jacobian = jax.jit(jax.jacrev(weights))
+    jacobian = jax.jit(jax.jacrev(coefficients))
     return {
         "probe": seconds(probe, repeats),
         "blocks": seconds(lambda: direct.weights(blocks), repeats),
-        "jit": first_call(jax.jit(weights), angles),
+        "jit": first_call(jax.jit(coefficients), angles),
         "jacobian": first_call(jacobian, angles),
         "gradient": seconds(lambda: jacobian(angles), repeats),
     }
 
 
 def measure_broadcasting(device: str, circuit: qsgd.Circuit) -> dict[str, float]:
-    """The same for PennyLane's QNode, broadcast over the settings of a probe."""
+    """The same for PennyLane's QNode, broadcast over as many settings as a probe has."""
     settings = np.random.default_rng(0).uniform(-1, 1, (3**circuit.n_qubits, circuit.n_qubits))
     qnode = circuit.qnode(qml.device(device, wires=circuit.n_qubits))
 

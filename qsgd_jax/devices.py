@@ -5,10 +5,11 @@
 - Traced inputs on any device that samples become one host callback with an effect, so that
   each step measures anew; it has no derivative.
 - Traced inputs on any other device become one host callback for the whole batch,
-  with the adjoint method as its derivative where the device has it, else, and for higher
-  derivatives, the parameter-shift rule.
+  with the adjoint method as its derivative where the device has it (of expectations), else, and
+  for higher derivatives, the parameter-shift rule.
 """
 
+import functools
 import itertools
 import math
 import threading
@@ -32,8 +33,9 @@ __all__ = ["measures_only", "open_device", "run"]
 
 # Bounds the memory that the tapes or state vectors of one call to a device take.
 _MAX_BATCH = 4096
-# A device holds one state vector: two threads, of a training loop or of XLA, would share it.
-_ONE_AT_A_TIME = threading.Lock()
+# A device holds one state vector, and PennyLane records gates in one place for all threads: two
+# of them, of a training loop or of XLA, would share both.
+_ONE_AT_A_TIME = threading.RLock()
 # Below, a simulator's threads do nothing but wait for each other: on busy cores for seconds.
 _FEWEST_QUBITS_FOR_THREADS = 16
 # Larger than any constant angle of a circuit.
@@ -86,14 +88,24 @@ def measures_only(device: Device) -> bool:
 
     Qiskit's measure a default number of times where they are asked for one.
     """
-    client = getattr(device, "target_device", device)
-    return type(client).__module__.startswith("pennylane_qiskit")
+    client = type(getattr(device, "target_device", device))
+    return any(base.__module__.startswith("pennylane_qiskit") for base in client.__mro__)
+
+
+def _alone(function):
+    @functools.wraps(function)
+    def alone(*args):
+        with _ONE_AT_A_TIME:
+            return function(*args)
+
+    return alone
 
 
 def _wires(circuit, device):
     return None if device.wires is None else device.wires[: circuit.n_qubits]
 
 
+@_alone
 def _run_traced(circuit, device, readout, encoding, angles):
     """One broadcast circuit, simulated by JAX itself."""
 
@@ -112,6 +124,7 @@ def _run_traced(circuit, device, readout, encoding, angles):
     return stacked.astype(encoding.dtype)
 
 
+@_alone
 def _run_on_host(circuit, device, readout, encoding, angles, shots=None) -> np.ndarray:
     """Gate angles to answers, `(*lead, batch, outputs)`; NumPy in and out.
 
@@ -126,6 +139,7 @@ def _run_on_host(circuit, device, readout, encoding, angles, shots=None) -> np.n
     return answers.reshape((*encoding.shape[:-2], circuit.n_outputs(readout)))
 
 
+@_alone
 def _slopes_on_host(circuit, device, readout, encoding, angles) -> np.ndarray:
     """The derivative of each answer by each gate's angle, `(*lead, batch, outputs, gates)`."""
     prepared = _Prepared(circuit, device, readout, "adjoint")
@@ -135,7 +149,7 @@ def _slopes_on_host(circuit, device, readout, encoding, angles) -> np.ndarray:
 
 def _in_chunks(ask, tapes, n_qubits) -> np.ndarray:
     limit = 1 if n_qubits < _FEWEST_QUBITS_FOR_THREADS else None
-    with _ONE_AT_A_TIME, threadpool_limits(limit, user_api="openmp"):
+    with threadpool_limits(limit, user_api="openmp"):
         chunks = iter(lambda: list(itertools.islice(tapes, _MAX_BATCH)), [])
         answers = [np.asarray(ask(chunk), np.float64) for chunk in chunks]
     return np.concatenate(answers or [np.zeros(0)])
@@ -186,8 +200,10 @@ class _Prepared:
         self._config = device.setup_execution_config(
             ExecutionConfig(gradient_method=gradient_method), self.tape
         )
-        ready, _ = device.preprocess_transforms(self._config)([self.tape])
-        self.is_native = len(ready) == 1 and qml.equal(ready[0], self.tape)
+        ready, finish = device.preprocess_transforms(self._config)([self.tape])
+        self.is_native = (
+            len(ready) == 1 and qml.equal(ready[0], self.tape) and _returns_unchanged(finish)
+        )
 
     def tapes(self, encoding, angles) -> Iterator[QuantumScript]:
         for lead in np.ndindex(angles.shape[:-3]):
@@ -206,6 +222,17 @@ class _Prepared:
         return slopes[..., self._order_of_slopes]
 
 
+def _returns_unchanged(finish) -> bool:
+    """Whether a device's postprocessing leaves answers as they are: error mitigation does not."""
+    answer = object()
+    try:
+        (found,) = finish((answer,))
+    except Exception:  # whatever it wanted to do with them
+        return False
+    return found is answer
+
+
+@_alone
 def _has_adjoint(circuit, device, readout) -> bool:
     """Whether the device differentiates the circuit by itself."""
     config, tape = (
@@ -265,7 +292,7 @@ def _host_function(circuit, device, readout):
     @answers.defjvp
     def adjoint_rule(primals, tangents):
         encoding, angles = primals
-        d_encoding = tangents[0].reshape(len(encoding), -1)
+        d_encoding = tangents[0].reshape(len(encoding), math.prod(encoding.shape[1:]))
         d_angles = jnp.broadcast_to(tangents[1].ravel(), (len(encoding), angles.size))
         d_gates = jnp.concatenate([d_encoding, d_angles], axis=1)
         return answers(*primals), jnp.einsum("bog,bg->bo", slopes(*primals), d_gates)
@@ -286,7 +313,7 @@ def _shift_rule(function):
             plus, minus = jax.vmap(jax.vmap(function, (0, None)), (0, None))(
                 encoding + shifts, angles
             )
-            flat = d_encoding.reshape(len(encoding), -1)
+            flat = d_encoding.reshape(len(encoding), math.prod(encoding.shape[1:]))
             tangent += jnp.einsum("gb...,bg->b...", (plus - minus) / 2, flat)
         if not isinstance(d_angles, SymbolicZero):
             shifts = _shifts(angles.shape, angles.dtype)

@@ -145,8 +145,11 @@ class Superposition:
             )
         if isinstance(sigma, bool) or not isinstance(sigma, (int, float, np.number)):
             raise TypeError(f"target_standard_error={sigma!r} must be None or a number.")
-        if not 0 < sigma <= 1:
-            raise ValueError(f"target_standard_error={sigma} must be None or lie in (0, 1].")
+        if not 1e-4 <= sigma <= 1:
+            raise ValueError(
+                f"target_standard_error={sigma} must be None or lie in [0.0001, 1]: 1/σ² shots "
+                "are taken of each setting."
+            )
 
     @property
     def measurements(self) -> int | None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -293,13 +294,52 @@ def test_too_few_wires_are_refused(device):
     assert devices.open_device(qml.device(device, wires=3), 3).wires is not None
 
 
-def test_threads_that_share_a_device_get_their_own_answers(simulate):
-    circuit, opened = qsgd.Circuit(2, 1), devices.open_device("lightning.qubit", 2)
-    batches = [_theta(300, seed=seed) for seed in range(4)]
+@pytest.fixture
+def _switching_often():
+    """Threads that take turns so fast meet in every line."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("_switching_often")
+@pytest.mark.parametrize("shared", [True, False])
+def test_threads_get_their_own_answers(simulate, shared):
+    """From a device that they share, or from their own: PennyLane's queue is one for all."""
+    circuit = qsgd.Circuit(2, 1)
+    opened = [devices.open_device("lightning.qubit", 2) for _ in range(4)]
+    batches = [_theta(20, seed=seed) for seed in range(200)]
+
+    def answer(seed):
+        return devices.run(circuit, opened[0 if shared else seed % 4], batches[seed])
+
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda theta: devices.run(circuit, opened, theta), batches))
-    for theta, answer in zip(batches, answers, strict=True):
-        np.testing.assert_allclose(answer, simulate(theta, circuit.angles)[0], atol=1e-12)
+        answers = list(pool.map(answer, range(len(batches))))
+    for theta, found in zip(batches, answers, strict=True):
+        np.testing.assert_allclose(found, simulate(theta, circuit.angles)[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("device", NAMES)
+def test_what_a_device_does_to_its_answers_is_done(float64, device):
+    """As error mitigation does, which leaves the circuit as it is."""
+
+    @qml.transform
+    def halve(tape):
+        return [tape], lambda results: tuple(0.5 * np.array(results[0]))
+
+    halved: Any = halve(qml.device(device, wires=2))
+    theta = np.array([[0.5, -1 / 6]])
+    expected = [[0.5, -0.25]]
+    answers = devices.run(qsgd.Circuit(2), halved, theta)
+    np.testing.assert_allclose(answers, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", ["lightning.qubit", "default.mixed"])
+def test_an_empty_batch_has_a_derivative(device):
+    circuit, opened = qsgd.Circuit(2, 1), devices.open_device(device, 2)
+    slope = jax.jit(jax.grad(lambda theta: devices.run(circuit, opened, theta).sum()))
+    assert slope(jnp.zeros((0, 2))).shape == (0, 2)
 
 
 @pytest.mark.parametrize("angles", [np.ones((1, 2, 2), int), np.ones((1, 2, 2))], ids=str)

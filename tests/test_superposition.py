@@ -326,7 +326,7 @@ def test_hypergradients(simulate, central, float64, device, execution, coverage)
 
 
 def test_traced_angles_take_one_probe_a_trace(float64):
-    """Two callbacks for a gradient through five steps: the probe and all of its shifts."""
+    """Two callbacks for a gradient through five steps: the probe and its slopes."""
     opened = qml.device("lightning.qubit", wires=2)
     params = np.random.default_rng(0).normal(size=(4, 2))
 
@@ -342,8 +342,8 @@ def test_traced_angles_take_one_probe_a_trace(float64):
     assert str(jax.make_jaxpr(jax.grad(trained))(ANGLES)).count("pure_callback[") == 2
     with qml.Tracker(opened) as tracker:
         jax.block_until_ready(jax.jit(jax.grad(trained))(ANGLES))
-    shifts = 2 * ANGLES.size
-    assert tracker.totals["executions"] == 5**2 * (1 + shifts)
+    assert tracker.totals["executions"] == 5**2
+    assert tracker.totals["derivatives"] == 2 * 5**2  # lightning's own count is of both its calls
 
 
 def test_second_derivatives_and_vmap_of_traced_angles(float64):
@@ -567,7 +567,8 @@ def test_the_shots_a_device_brings_are_used(simulate):
     with qml.Tracker(device) as tracker:
         weights = _weights(superposition, jnp.array([0.2, -0.4]))
     assert tracker.totals["shots"] == 9 * 10
-    assert np.abs(weights - simulate(np.array([[0.2, -0.4]]), circuit.angles)[0][0]).max() < 2
+    error = weights - simulate(np.array([[0.2, -0.4]]), circuit.angles)[0][0]
+    assert 0 < np.abs(error).max() < 5 / np.sqrt(10)
     assert qsgd.Superposition(circuit, device=device, probe_shots=7).measurements == 7
 
 
@@ -664,8 +665,12 @@ def test_what_is_no_key_is_refused(key):
             ValueError,
             ("probe_shots=5", "target_standard_error=0.1", "None"),
         ),
-        ({"target_standard_error": 0.0}, ValueError, ("target_standard_error=0.0", "(0, 1]")),
-        ({"target_standard_error": np.nan}, ValueError, ("target_standard_error=nan", "(0, 1]")),
+        ({"target_standard_error": 0.0}, ValueError, ("target_standard_error=0.0", "[0.0001, 1]")),
+        (
+            {"target_standard_error": np.nan},
+            ValueError,
+            ("target_standard_error=nan", "[0.0001, 1]"),
+        ),
         ({"target_standard_error": "1"}, TypeError, ("target_standard_error='1'", "number")),
         ({"device": "lightning"}, ValueError, ("device='lightning'", "lightning.qubit")),
         ({"device": 4}, TypeError, ("device=4", "PennyLane device")),
