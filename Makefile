@@ -21,7 +21,7 @@ test-peers: .venv/peers ## Run optax's own test suites on every form of the opti
 peer-step: .venv/benchmarks .peer/installed ## Time whole training steps beside PyTorch and Qiskit.
 	$(BIN)/python -m benchmarks.peer_step --python .peer/bin/python
 
-device-matrix: .devices/installed ## Check every PennyLane device, those that reach hardware included.
+device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardware vendors included.
 	.devices/bin/python -m benchmarks.device_matrix
 
 .devices/installed: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""Run every PennyLane device through the same checks, those that reach hardware included.
+"""Run PennyLane devices through the same checks, plugins of hardware vendors included.
 
 Run it as `python -m benchmarks.device_matrix`; `--help` is the manual.
 """
@@ -22,8 +22,8 @@ from benchmarks.devices import DEVICES, open_device
 
 DESCRIPTION = """\
 Probe one circuit on each device and compare what follows from the probe with the same device asked
-directly. All run offline: the clients that reach real quantum computers, on local simulators, two
-of them with the noise of a real one (Manila, an IBM device of 5 qubits). Those that can are also
+directly. All run offline: plugins of IBM's, Amazon's and Google's stacks on local simulators, two
+of them with the noise of a real device (Manila, of IBM, 5 qubits). Those that can are also
 asked for exact answers. A name that ends in -manila has that noise, -noisy depolarizing channels.
 
   difference    of the weights by the Fourier form and by direct execution on the same device, the

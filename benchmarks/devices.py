@@ -1,4 +1,4 @@
-"""PennyLane devices that benchmarks open by name: simulators, and the clients of real hardware.
+"""PennyLane devices that benchmarks open by name: simulators, and plugins of hardware vendors.
 
 `pip install '.[devices]'` brings the plugins.
 """

@@ -115,6 +115,7 @@ class Superposition:
             )
         # Opening the device now makes a wrong one fail here. Traced angles are probed now
         # as well: a probe first needed inside `lax.scan` would leak that loop's tracers.
+        _ = self._device
         measured = self.measurements
         if measured is not None and self.shots is not None:
             raise ValueError(

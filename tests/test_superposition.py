@@ -673,6 +673,8 @@ def test_what_is_no_key_is_refused(key):
         ),
         ({"target_standard_error": "1"}, TypeError, ("target_standard_error='1'", "number")),
         ({"device": "lightning"}, ValueError, ("device='lightning'", "lightning.qubit")),
+        ({"device": "lightning", "probe_shots": 5}, ValueError, ("device='lightning'",)),
+        ({"device": "x", "target_standard_error": 0.1}, ValueError, ("device='x'",)),
         ({"device": 4}, TypeError, ("device=4", "PennyLane device")),
         (
             {"device": qml.device("default.qubit", wires=3)},
