@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from qsgd_jax import coverage as coverages
 from qsgd_jax import devices, fourier
 from qsgd_jax.circuit import Circuit, Readout
+from qsgd_jax.perturbation import Part, added, from_real_parts, parts_of, perturbed, scaled, weighed
 from qsgd_jax.sampling import key_data, leaf_key, mean_of_shots, step_key
 
 # 65,536 tapes are about 4 seconds on lightning.qubit and 1 GB of host memory; 2²²
@@ -20,15 +21,6 @@ from qsgd_jax.sampling import key_data, leaf_key, mean_of_shots, step_key
 _MAX_SETTINGS = 2**16
 _MAX_COEFFICIENTS = 2**22
 _EXECUTIONS = ("auto", "fourier", "direct")
-
-
-class _Part(NamedTuple):
-    """A real leaf, or one part of a complex one, in the dtype that its weights have."""
-
-    theta: Array
-    key: Any
-    update: Array | None = None
-    gradient: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -221,7 +213,7 @@ class Superposition:
         """
         paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
         leaves = [leaf for _, leaf in paths_and_leaves]
-        parts = [_parts(path, leaf, self._leaf_key(key, path)) for path, leaf in paths_and_leaves]
+        parts = [parts_of(path, leaf, self._leaf_key(key, path)) for path, leaf in paths_and_leaves]
         answers = self._weigh_all(parts, None)
         return treedef.unflatten(map(from_real_parts, answers, map(jnp.shape, leaves)))
 
@@ -265,7 +257,7 @@ class Superposition:
         if gradients is not None:
             flat.append(_flatten_like(treedef, "gradients", gradients))
         parts = [
-            _parts(path, leaf, self._leaf_key(key, path), *others)
+            parts_of(path, leaf, self._leaf_key(key, path), *others)
             for (path, leaf), *others in zip(paths_and_leaves, *flat, strict=True)
         ]
         answers = self._weigh_all(parts, jnp.asarray(quantum_weight))
@@ -283,7 +275,7 @@ class Superposition:
             raise ValueError(f"key=None must be a random key, for shots={self.shots}.")
         return leaf_key(key, path)
 
-    def _weigh_all(self, leaves: list[list[_Part]], strength: Array | None) -> list[list[Array]]:
+    def _weigh_all(self, leaves: list[list[Part]], strength: Array | None) -> list[list[Array]]:
         """The answers for the parts of each leaf, for parts that go together at once."""
         groups: dict[Any, list[tuple[int, int]]] = {}
         for i, parts in enumerate(leaves):
@@ -302,7 +294,7 @@ class Superposition:
                 results[i][k] = answer
         return results
 
-    def _weigh(self, parts: list[_Part], strength: Array | None) -> list[Array]:
+    def _weigh(self, parts: list[Part], strength: Array | None) -> list[Array]:
         """The weights, or the updates perturbed by them, of real leaves of one dtype."""
         if self._fourier and self.shots is None:
             return [
@@ -321,7 +313,7 @@ class Superposition:
                 for answer, part in zip(answers, parts, strict=True)
             ]
             return [
-                _perturbed(part.update, strength, w, part.gradient)
+                perturbed(part.update, strength, w, part.gradient)
                 for w, part in zip(weights, parts, strict=True)
             ]
         # One block a leaf: all leaves together are one small batch.
@@ -363,7 +355,7 @@ class Superposition:
                 return self._perturbed_at_the_head(weights, theta.shape, update, gradient, strength)
             if line is not None:
                 weights = fourier.evaluate(line, [theta])[0]
-                return _perturbed(update, strength, weights, gradient)
+                return perturbed(update, strength, weights, gradient)
             # The weights of coordinates that a leaf of fewer rows lacks would be dropped.
             outputs = self._evaluate(coverages.blocks(theta, n))
             outputs = outputs[: coverages.n_filled(theta.shape, n)]
@@ -371,12 +363,12 @@ class Superposition:
             # weights before the gradients, and keep them in memory.
             if gradient is not None:
                 columns = coverages.blocks(gradient, n, borrow=False)
-                outputs = [_weighed(w, g) for w, g in zip(outputs, columns, strict=False)]
+                outputs = [weighed(w, g) for w, g in zip(outputs, columns, strict=False)]
             elif update is not None:
                 columns = coverages.blocks(update, n, borrow=False)
-                outputs = [_scaled(u, strength, w) for w, u in zip(outputs, columns, strict=False)]
+                outputs = [scaled(u, strength, w) for w, u in zip(outputs, columns, strict=False)]
             joined = coverages.from_blocks(fourier.in_one_loop(outputs), theta.shape)
-            return joined if gradient is None else _added(update, strength, joined)
+            return joined if gradient is None else added(update, strength, joined)
 
         # A function that closes over traced coefficients must not outlive their trace.
         return weigh if self.circuit.traced else jax.jit(weigh)
@@ -386,16 +378,16 @@ class Superposition:
         return fourier.evaluate(self.coefficients, thetas, self.circuit.origin)
 
     def _perturbed_at_the_head(self, weights, shape, update, gradient, strength) -> Array:
-        """`_perturbed` by a leading block's weights, at its places in the leaf.
+        """`perturbed` by a leading block's weights, at its places in the leaf.
 
         The gradients are read at the block alone: XLA would read every one of them to multiply
         most by zero, which is a tenth of AdamW's memory traffic.
         """
         if gradient is None:
             weights = coverages.from_leading_block(weights, shape)
-            return _perturbed(update, strength, weights, None)
-        weighed = _weighed(weights, coverages.corner_blocks(gradient, self.circuit.n_qubits))
-        return _added(update, strength, coverages.from_leading_block(weighed, shape))
+            return perturbed(update, strength, weights, None)
+        head = weighed(weights, coverages.corner_blocks(gradient, self.circuit.n_qubits))
+        return added(update, strength, coverages.from_leading_block(head, shape))
 
     def _outputs(self, block_sets: list[list[Array]]) -> list[list[Array]]:
         """The circuit's exact answers for sets of blocks, each `n` arrays of one shape."""
@@ -458,35 +450,6 @@ def superposition_weights(
     return superposition.weights(params, step_key(key_data(key), 0))
 
 
-def _parts(path: tuple, leaf: Any, key: Any, *others: Any) -> list[_Part]:
-    """The real parts of a leaf with those of its update and gradient, if there are any.
-
-    None where nothing is to be weighed: a leaf, update or gradient that is missing or not
-    an inexact number.
-    """
-    for name, other in zip(("update", "gradient"), others, strict=False):
-        if other is not None and jnp.shape(other) != jnp.shape(leaf):
-            raise ValueError(f"{_unlike(name, other, path, leaf)}.")
-    thetas, rest = real_parts(leaf), [real_parts(other) for other in others]
-    if not thetas or not all(rest):
-        return []
-    for name, other, found in zip(("update", "gradient"), others, rest, strict=False):
-        if len(found) != len(thetas):
-            raise ValueError(f"{_unlike(name, other, path, leaf)}: one is complex.")
-    dtype = jnp.promote_types(thetas[0].dtype, jnp.float32)
-    return [
-        _Part(theta.astype(dtype), None if key is None else jax.random.fold_in(key, i), *both)
-        for i, (theta, *both) in enumerate(zip(thetas, *rest, strict=True))
-    ]
-
-
-def _unlike(name: str, other: Any, path: tuple, leaf: Any) -> str:
-    place = f" at {jax.tree_util.keystr(path)}" if path else ""
-    return (
-        f"{name} of {jax.typeof(other)}{place} does not match its parameter of {jax.typeof(leaf)}"
-    )
-
-
 def _flatten_like(treedef: Any, name: str, tree: PyTree) -> list[Any]:
     try:
         return treedef.flatten_up_to(tree)
@@ -494,49 +457,3 @@ def _flatten_like(treedef: Any, name: str, tree: PyTree) -> list[Any]:
         raise ValueError(
             f"{name} of structure {jax.tree.structure(tree)} must have that of params, {treedef}."
         ) from error
-
-
-def _perturbed(
-    update: Array | None, strength: Array | None, weights: Array, gradient: Array | None
-) -> Array:
-    """Eq. 1's step; that of `"update"` without a gradient; the weights without an update."""
-    if update is None:
-        return weights
-    if gradient is None:
-        return _scaled(update, strength, weights)
-    return _added(update, strength, _weighed(weights, gradient))
-
-
-def _scaled(update: Any, strength: Any, weights: Array) -> Array:
-    # The update is read once: XLA would compute and keep one that is read twice.
-    dtype = jnp.promote_types(update.dtype, weights.dtype)
-    factor = 1 + strength.astype(dtype) * weights.astype(dtype)
-    return (update.astype(dtype) * factor).astype(update.dtype)
-
-
-def _weighed(weights: Array, gradient: Array) -> Array:
-    dtype = jnp.promote_types(weights.dtype, gradient.dtype)
-    return weights.astype(dtype) * gradient.astype(dtype)
-
-
-def _added(update: Any, strength: Any, perturbation: Array) -> Array:
-    dtype = jnp.promote_types(update.dtype, perturbation.dtype)
-    change = strength.astype(dtype) * perturbation.astype(dtype)
-    return (update.astype(dtype) + change).astype(update.dtype)
-
-
-def real_parts(leaf: Any) -> tuple[Array, ...]:
-    """A leaf as real arrays: itself, the two parts of a complex one, none of any other."""
-    if leaf is None or jax.dtypes.result_type(leaf) == jax.dtypes.float0:
-        return ()
-    leaf = jnp.asarray(leaf)
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        return jnp.real(leaf), jnp.imag(leaf)
-    return (leaf,) if jnp.issubdtype(leaf.dtype, jnp.floating) else ()
-
-
-def from_real_parts(parts: list[Array], shape: tuple[int, ...]) -> Array:
-    """The inverse of `real_parts`; zeros of `shape` where there are none."""
-    if not parts:
-        return jnp.zeros(shape)
-    return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)

@@ -14,8 +14,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int32, PyTree, UInt32
 from optax._src.base import NO_PARAMS_MSG  # optax exports its message nowhere else
 
+from qsgd_jax.perturbation import real_parts
 from qsgd_jax.sampling import key_data, step_key
-from qsgd_jax.superposition import Superposition, real_parts
+from qsgd_jax.superposition import Superposition
 
 Weigh = Literal["gradient", "update", "moments"]
 ScalarOrSchedule = Float[Array, ""] | float | optax.Schedule
