@@ -230,13 +230,7 @@ def open_device(device: Any, n_qubits: int) -> Device:
       'lightning.qubit'
     """
     if isinstance(device, str):
-        installed = sorted(qml.plugin_devices)
-        if device not in installed:
-            package = next((p for name, p in _PACKAGES.items() if device.startswith(name)), None)
-            raise ValueError(
-                f"device={device!r} is not installed; allowed: {', '.join(installed)}."
-                + (f" `pip install {package}` brings it." if package else "")
-            )
+        check_installed(device)
         return qml.device(device, wires=n_qubits)
     if not isinstance(device, Device):
         raise TypeError(f"device={device!r} must be the name of a PennyLane device or a device.")
@@ -246,3 +240,14 @@ def open_device(device: Any, n_qubits: int) -> Device:
             f"allowed are devices of at least n_qubits={n_qubits}."
         )
     return device
+
+
+def check_installed(name: str) -> None:
+    """Refuse the name of a device that PennyLane does not know, and say what brings it."""
+    installed = sorted(qml.plugin_devices)
+    if name not in installed:
+        package = next((p for start, p in _PACKAGES.items() if name.startswith(start)), None)
+        raise ValueError(
+            f"device={name!r} is not installed; allowed: {', '.join(installed)}."
+            + (f" `pip install {package}` brings it." if package else "")
+        )

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from qsgd_jax.circuit import Circuit, Readout, open_device
 
-__all__ = ["measures_only", "open_device", "run"]
+__all__ = ["check", "measures_only", "open_device", "run", "run_settings"]
 
 # Bounds the memory that the tapes or state vectors of one call to a device take.
 _MAX_BATCH = 4096
@@ -81,6 +81,39 @@ def run(
     if isinstance(device, DefaultQubit):
         return _run_traced(circuit, device, readout, encoding, angles)
     return _host_function(circuit, device, readout)(encoding, angles)
+
+
+def run_settings(
+    circuit: Circuit, device: Device, encoding: np.ndarray, angles: np.ndarray, shots: int | None
+) -> np.ndarray:
+    """The expectation values of settings whose layers differ as well, in one batch.
+
+    Args:
+      circuit: the circuit; its own angles are not used.
+      device: an open PennyLane device.
+      encoding: angles of the encoding's gates in radians, shape `(batch, uploads, n_qubits)`.
+      angles: those of the layers' gates, shape `(batch, depth, n_qubits, 2)`.
+      shots: number of times the device measures each setting; `None` for its exact answer.
+
+    Returns:
+      A float64 array of shape `(batch, n_qubits)`.
+
+    Example:
+      >>> import numpy as np
+      >>> from qsgd_jax import Circuit, devices
+      >>> circuit, device = Circuit(n_qubits=2), devices.open_device("lightning.qubit", 2)
+      >>> encoding, angles = np.full((1, 1, 2), -np.pi / 2), np.zeros((1, 0, 2, 2))
+      >>> devices.run_settings(circuit, device, encoding, angles, None)
+      array([[1., 1.]])
+    """
+    answers = _run_on_host(circuit, device, "expectation", encoding[:, None], angles, shots)
+    return answers[:, 0]
+
+
+def check(circuit: Circuit, device: Device, shots: int | None) -> None:
+    """Let the device refuse what it cannot run or measure, without running anything."""
+    with _ONE_AT_A_TIME:
+        _Prepared(circuit, device, "expectation", shots=shots)
 
 
 def measures_only(device: Device) -> bool:

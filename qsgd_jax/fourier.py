@@ -122,6 +122,35 @@ def probe_grid(n_qubits: int, degree: int) -> np.ndarray:
     return np.array(list(itertools.product(_grid_points(degree), repeat=n_qubits)))
 
 
+def interpolation(theta: np.ndarray, degree: int) -> np.ndarray:
+    r"""What the answers on the probe grid say about other settings.
+
+    .. math:: f(\theta) = \sum_g K_g(\theta) f(\theta_g), \qquad
+      K_g(\theta) = \prod_j \frac{1 + 2 \sum_{r=1}^{R} \cos r\pi(\theta_j - \theta_{gj})}{2R + 1}
+
+    Args:
+      theta: settings in half turns, shape `(settings, n_qubits)`.
+      degree: R, the degree of the polynomial in each input.
+
+    Returns:
+      K, shape `(settings, (2 degree + 1)^n_qubits)`; the squares of a row add up to 1.
+
+    Example:
+      >>> import numpy as np
+      >>> from qsgd_jax import fourier
+      >>> grid, theta = fourier.probe_grid(2, 1), np.array([[0.5, -1 / 6]])
+      >>> (fourier.interpolation(theta, 1) @ np.sin(np.pi * grid)).round(6)
+      array([[ 1. , -0.5]])
+    """
+    differences = np.pi * (theta[..., None] - _grid_points(degree))
+    harmonics = np.arange(1, degree + 1) * differences[..., None]
+    kernels = (1 + 2 * np.cos(harmonics).sum(-1)) / (2 * degree + 1)
+    rows = np.ones((len(theta), 1))
+    for j in range(theta.shape[-1]):
+        rows = (rows[:, :, None] * kernels[:, j, None, :]).reshape(len(theta), -1)
+    return rows
+
+
 def coefficients(values, n_qubits: int, degree: int):
     r"""The Fourier coefficients of a circuit from its answers on the probe grid.
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from qsgd_jax import coverage as coverages
 from qsgd_jax import devices, fourier
+from qsgd_jax.checks import shots_for
 from qsgd_jax.circuit import Circuit, Readout
 from qsgd_jax.perturbation import Part, added, from_real_parts, parts_of, perturbed, scaled, weighed
 from qsgd_jax.sampling import key_data, leaf_key, mean_of_shots, step_key
@@ -52,6 +53,9 @@ class Superposition:
         anew.
       target_standard_error: σ, instead of `probe_shots`: `S = ⌈1/σ²⌉` shots, with which no
         weight's standard error is greater.
+      refreshable: whether the coefficients are kept in the optimizer's state, where a
+        `RemoteProber` replaces them between steps; they start as those of `device`. All of them
+        may be nonzero then, so that a step costs what a circuit with all interactions does.
 
     Raises:
       TypeError: if an argument has the wrong type.
@@ -75,6 +79,7 @@ class Superposition:
     shots: int | None = None
     probe_shots: int | None = None
     target_standard_error: float | None = None
+    refreshable: bool = False
 
     def __post_init__(self):
         if not isinstance(self.circuit, Circuit):
@@ -97,6 +102,7 @@ class Superposition:
             if value < 1:
                 raise ValueError(f"{name}={value} must be None or at least 1.")
         self._check_target()
+        self._check_refreshable()
         if self.execution == "fourier" and not self._grid_fits:
             raise ValueError(
                 f"execution='fourier' needs {self._n_settings} probe settings of "
@@ -136,19 +142,28 @@ class Superposition:
                 f"probe_shots={self.probe_shots} and target_standard_error={sigma}: "
                 "one of them must be None."
             )
-        if isinstance(sigma, bool) or not isinstance(sigma, (int, float, np.number)):
-            raise TypeError(f"target_standard_error={sigma!r} must be None or a number.")
-        if not 1e-4 <= sigma <= 1:
-            raise ValueError(
-                f"target_standard_error={sigma} must be None or lie in [0.0001, 1]: 1/σ² shots "
-                "are taken of each setting."
-            )
+        shots_for(sigma, 1.0)
+
+    def _check_refreshable(self):
+        if not isinstance(self.refreshable, (bool, np.bool_)):
+            raise TypeError(f"refreshable={self.refreshable!r} must be True or False.")
+        if not self.refreshable:
+            return
+        reason = None
+        if self.shots is not None:
+            reason = f"shots={self.shots} are drawn from exact probabilities"
+        elif not self._fourier:
+            reason = f"execution={self.execution!r} has no coefficients for this circuit"
+        elif self.circuit.traced:
+            reason = "the coefficients of traced circuit weights belong to their trace"
+        if reason is not None:
+            raise ValueError(f"refreshable=True: {reason}; allowed is refreshable=False.")
 
     @property
     def measurements(self) -> int | None:
         """How often the device measures each setting it is given; `None` if it answers exactly."""
         if self.target_standard_error is not None:
-            return math.ceil(1 / self.target_standard_error**2)
+            return shots_for(self.target_standard_error, 1.0)
         return self.probe_shots or self._device.shots.total_shots
 
     @functools.cached_property
@@ -189,7 +204,12 @@ class Superposition:
             raise ValueError(f"device={self._device.name!r} answered with values not finite.")
         return fourier.coefficients(values, n, degree)
 
-    def weights(self, params: PyTree[Array], key: Array | None = None) -> PyTree[Array]:
+    def weights(
+        self,
+        params: PyTree[Array],
+        key: Array | None = None,
+        coefficients: Array | None = None,
+    ) -> PyTree[Array]:
         r"""The weight of every coordinate; see `superposition_weights`.
 
         .. math:: w_j(\theta) = \langle Z_j \rangle_{\theta_1 \dots \theta_n}
@@ -197,6 +217,7 @@ class Superposition:
         Args:
           params: arrays of any shape and dtype.
           key: the step's typed random key; needed with `shots` only.
+          coefficients: those to use instead of the device's, if `refreshable`.
 
         Returns:
           For each leaf an array of its shape, float32 (float64 for double precision);
@@ -204,7 +225,8 @@ class Superposition:
           zeros for leaves that are not inexact numbers.
 
         Raises:
-          ValueError: if `key` is missing and `shots` are asked for.
+          ValueError: if `key` is missing and `shots` are asked for, or `coefficients` are given
+            to what is not refreshable.
 
         Example:
           >>> import jax.numpy as jnp, qsgd_jax as qsgd
@@ -214,7 +236,7 @@ class Superposition:
         paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
         leaves = [leaf for _, leaf in paths_and_leaves]
         parts = [parts_of(path, leaf, self._leaf_key(key, path)) for path, leaf in paths_and_leaves]
-        answers = self._weigh_all(parts, None)
+        answers = self._weigh_all(parts, None, self._checked(coefficients))
         return treedef.unflatten(map(from_real_parts, answers, map(jnp.shape, leaves)))
 
     def perturb(
@@ -224,6 +246,7 @@ class Superposition:
         params: PyTree,
         quantum_weight: Array | float,
         key: Array | None = None,
+        coefficients: Array | None = None,
     ) -> PyTree:
         r"""Add the perturbation of Eq. 2, the gradients times their weights, to updates.
 
@@ -236,6 +259,7 @@ class Superposition:
           params: θ, arrays of the same shapes.
           quantum_weight: λ, a scalar.
           key: the step's typed random key; needed with `shots` only.
+          coefficients: those to use instead of the device's, if `refreshable`.
 
         Returns:
           Updates of the dtypes given; those without a gradient, or of a parameter that is
@@ -243,8 +267,8 @@ class Superposition:
 
         Raises:
           ValueError: if the trees differ in structure, a leaf in shape, or only one of an
-            update, its gradient and its parameter is complex, or `key` is missing and
-            `shots` are asked for.
+            update, its gradient and its parameter is complex, `key` is missing and `shots` are
+            asked for, or `coefficients` are given to what is not refreshable.
 
         Example:
           >>> import jax.numpy as jnp, qsgd_jax as qsgd
@@ -260,7 +284,8 @@ class Superposition:
             parts_of(path, leaf, self._leaf_key(key, path), *others)
             for (path, leaf), *others in zip(paths_and_leaves, *flat, strict=True)
         ]
-        answers = self._weigh_all(parts, jnp.asarray(quantum_weight))
+        strength = jnp.asarray(quantum_weight)
+        answers = self._weigh_all(parts, strength, self._checked(coefficients))
         return treedef.unflatten(
             [
                 from_real_parts(answer, jnp.shape(update)) if answer else update
@@ -275,7 +300,21 @@ class Superposition:
             raise ValueError(f"key=None must be a random key, for shots={self.shots}.")
         return leaf_key(key, path)
 
-    def _weigh_all(self, leaves: list[list[Part]], strength: Array | None) -> list[list[Array]]:
+    def _checked(self, coefficients: Array | None) -> Array | None:
+        if coefficients is None:
+            return None
+        if not self.refreshable:
+            raise ValueError("coefficients are given, but allowed only with refreshable=True.")
+        if jnp.shape(coefficients) != self.coefficients.shape:
+            raise ValueError(
+                f"coefficients of shape {jnp.shape(coefficients)} must have that of this circuit, "
+                f"{self.coefficients.shape}."
+            )
+        return jnp.asarray(coefficients)
+
+    def _weigh_all(
+        self, leaves: list[list[Part]], strength: Array | None, table: Array | None
+    ) -> list[list[Array]]:
         """The answers for the parts of each leaf, for parts that go together at once."""
         groups: dict[Any, list[tuple[int, int]]] = {}
         for i, parts in enumerate(leaves):
@@ -290,15 +329,16 @@ class Superposition:
                 # There every slice would need a sharding of its own; XLA knows better.
                 shardings = [jax.typeof(part.theta).sharding for part in parts]
                 weigh = cast(Any, jax.sharding.auto_axes(weigh, out_sharding=shardings))
-            for (i, k), answer in zip(places, weigh(parts, strength), strict=True):
+            for (i, k), answer in zip(places, weigh(parts, strength, table), strict=True):
                 results[i][k] = answer
         return results
 
-    def _weigh(self, parts: list[Part], strength: Array | None) -> list[Array]:
+    def _weigh(self, parts: list[Part], strength: Array | None, table: Array | None) -> list[Array]:
         """The weights, or the updates perturbed by them, of real leaves of one dtype."""
         if self._fourier and self.shots is None:
             return [
-                self._weigh_leaf(part.theta, part.update, part.gradient, strength) for part in parts
+                self._weigh_leaf(part.theta, part.update, part.gradient, strength, table)
+                for part in parts
             ]
         n = self.circuit.n_qubits
         if self.coverage == "everywhere":
@@ -337,14 +377,18 @@ class Superposition:
         """
 
         def weigh(
-            theta: Array, update: Array | None, gradient: Array | None, strength: Array | None
+            theta: Array,
+            update: Array | None,
+            gradient: Array | None,
+            strength: Array | None,
+            given: Array | None,
         ) -> Array:
-            n, table = self.circuit.n_qubits, self.coefficients
+            n, table = self.circuit.n_qubits, self.coefficients if given is None else given
             line = None if self.circuit.origin.any() else fourier.elementwise(table)
             if self.coverage == "leading":
                 block = coverages.corner_blocks(theta, n)
                 weights = (
-                    jnp.stack(self._evaluate(list(jnp.moveaxis(block, -1, 0))), -1)
+                    jnp.stack(self._evaluate(list(jnp.moveaxis(block, -1, 0)), table), -1)
                     if line is None
                     else fourier.evaluate(line, [block])[0]
                 )
@@ -357,7 +401,7 @@ class Superposition:
                 weights = fourier.evaluate(line, [theta])[0]
                 return perturbed(update, strength, weights, gradient)
             # The weights of coordinates that a leaf of fewer rows lacks would be dropped.
-            outputs = self._evaluate(coverages.blocks(theta, n))
+            outputs = self._evaluate(coverages.blocks(theta, n), table)
             outputs = outputs[: coverages.n_filled(theta.shape, n)]
             # What they act on goes into their loop. From parameters alone XLA would compute all
             # weights before the gradients, and keep them in memory.
@@ -373,9 +417,9 @@ class Superposition:
         # A function that closes over traced coefficients must not outlive their trace.
         return weigh if self.circuit.traced else jax.jit(weigh)
 
-    def _evaluate(self, thetas: list[Array]) -> list[Array]:
+    def _evaluate(self, thetas: list[Array], table: Any) -> list[Array]:
         """The circuit's answers by the Fourier form, for `n` arrays of one shape."""
-        return fourier.evaluate(self.coefficients, thetas, self.circuit.origin)
+        return fourier.evaluate(table, thetas, self.circuit.origin)
 
     def _perturbed_at_the_head(self, weights, shape, update, gradient, strength) -> Array:
         """`perturbed` by a leading block's weights, at its places in the leaf.
@@ -392,7 +436,10 @@ class Superposition:
     def _outputs(self, block_sets: list[list[Array]]) -> list[list[Array]]:
         """The circuit's exact answers for sets of blocks, each `n` arrays of one shape."""
         if self._fourier:
-            return [fourier.in_one_loop(self._evaluate(thetas)) for thetas in block_sets]
+            return [
+                fourier.in_one_loop(self._evaluate(thetas, self.coefficients))
+                for thetas in block_sets
+            ]
         shapes = [thetas[0].shape for thetas in block_sets]
         batch = jnp.concatenate(
             [jnp.stack([theta.ravel() for theta in thetas], -1) for thetas in block_sets]
@@ -415,7 +462,11 @@ class Superposition:
 
 
 def superposition_weights(
-    superposition: Superposition, params: PyTree[Array], *, key: Array | int = 0
+    superposition: Superposition,
+    params: PyTree[Array],
+    *,
+    key: Array | int = 0,
+    coefficients: Array | None = None,
 ) -> PyTree[Array]:
     r"""What the circuit says about parameters: the weight of every coordinate.
 
@@ -426,6 +477,8 @@ def superposition_weights(
       params: arrays of any shape and dtype.
       key: a seed or a random key; used with `shots` only. The transforms draw the same
         sample in their first step from the same key.
+      coefficients: those to use instead of the device's, if `refreshable`: a state's
+        `optax.tree.get(opt_state, "table")`.
 
     Returns:
       For each leaf an array of its shape with values in [−1, 1], zero where no weight
@@ -435,6 +488,7 @@ def superposition_weights(
     Raises:
       TypeError: if `superposition` is not a `Superposition`, or `key` is neither a
         seed nor a threefry key.
+      ValueError: if `coefficients` do not fit, or are given to what is not refreshable.
 
     Example:
       >>> import jax.numpy as jnp, qsgd_jax as qsgd
@@ -447,7 +501,7 @@ def superposition_weights(
     """
     if not isinstance(superposition, Superposition):
         raise TypeError(f"superposition={superposition!r} must be a qsgd_jax.Superposition.")
-    return superposition.weights(params, step_key(key_data(key), 0))
+    return superposition.weights(params, step_key(key_data(key), 0), coefficients)
 
 
 def _flatten_like(treedef: Any, name: str, tree: PyTree) -> list[Any]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int32, PyTree, UInt32
 from optax._src.base import NO_PARAMS_MSG  # optax exports its message nowhere else
 
 from qsgd_jax.perturbation import real_parts
+from qsgd_jax.refreshable import RefreshableCoefficients, initial_coefficients
 from qsgd_jax.sampling import key_data, step_key
 from qsgd_jax.superposition import Superposition
 
@@ -43,11 +44,13 @@ class ScaleBySuperpositionState(NamedTuple):
       count: steps taken.
       key: raw data of the random key, to be replaced where seeds should differ.
       diagnostics: of the last step, `None` unless asked for.
+      coefficients: of the circuit, `None` unless they are refreshable.
     """
 
     count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
     key: UInt32[Array, "2"]
     diagnostics: PerturbationDiagnostics | None
+    coefficients: RefreshableCoefficients | None
 
 
 class SuperposeState(NamedTuple):
@@ -57,12 +60,14 @@ class SuperposeState(NamedTuple):
       count: steps taken.
       key: raw data of the random key, to be replaced where seeds should differ.
       diagnostics: of the last step, `None` unless asked for.
+      coefficients: of the circuit, `None` unless they are refreshable.
       inner_state: state of the wrapped transformation.
     """
 
     count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
     key: UInt32[Array, "2"]
     diagnostics: PerturbationDiagnostics | None
+    coefficients: RefreshableCoefficients | None
     inner_state: optax.OptState
 
 
@@ -116,16 +121,22 @@ def scale_by_superposition(
     def init(params: optax.Params) -> Any:
         del params
         return ScaleBySuperpositionState(
-            jnp.zeros((), jnp.int32), jnp.copy(seed), _no_perturbation() if diagnostics else None
+            jnp.zeros((), jnp.int32),
+            jnp.copy(seed),
+            _no_perturbation() if diagnostics else None,
+            initial_coefficients(chosen),
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         del extra_args
         _check_state(state, init, params)
         strength, step = _strength_and_key(chosen, quantum_weight, state)
-        scaled = chosen.perturb(updates, None, params, strength, step)
+        held = state.coefficients
+        scaled = chosen.perturb(updates, None, params, strength, step, held and held.table)
         report = _report(chosen, updates, scaled, updates, params) if diagnostics else None
-        return scaled, ScaleBySuperpositionState(_next(state.count), state.key, report)
+        return scaled, ScaleBySuperpositionState(
+            _next(state.count), state.key, report, _a_step_older(held)
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -182,9 +193,12 @@ def superpose(
     wrapped = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> Any:
-        report = _no_perturbation() if diagnostics else None
         return SuperposeState(
-            jnp.zeros((), jnp.int32), jnp.copy(seed), report, wrapped.init(params)
+            jnp.zeros((), jnp.int32),
+            jnp.copy(seed),
+            _no_perturbation() if diagnostics else None,
+            initial_coefficients(chosen),
+            wrapped.init(params),
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
@@ -192,9 +206,12 @@ def superpose(
         _check_gradients(updates, params)
         strength, step = _strength_and_key(chosen, quantum_weight, state)
         steps, inner_state = wrapped.update(updates, state.inner_state, params, **extra_args)
-        perturbed = chosen.perturb(steps, updates, params, strength, step)
+        held = state.coefficients
+        perturbed = chosen.perturb(steps, updates, params, strength, step, held and held.table)
         report = _report(chosen, steps, perturbed, updates, params) if diagnostics else None
-        return perturbed, SuperposeState(_next(state.count), state.key, report, inner_state)
+        return perturbed, SuperposeState(
+            _next(state.count), state.key, report, _a_step_older(held), inner_state
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -339,6 +356,10 @@ def _check_quantum_weight(quantum_weight: Any) -> None:
 
 def _next(count: Int32[Array, ""]) -> Int32[Array, ""]:
     return cast(Array, optax.safe_increment(count))
+
+
+def _a_step_older(held: RefreshableCoefficients | None) -> RefreshableCoefficients | None:
+    return held and held._replace(age=_next(held.age))
 
 
 def _strength_and_key(superposition, quantum_weight, state):
