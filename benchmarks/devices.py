@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +41,28 @@ def _braket_with_noise(wires: int) -> Any:
     return qml.noise.add_noise(
         device, qml.NoiseModel({qml.noise.op_in([qml.RY, qml.CNOT]): depolarize})
     )
+
+
+def slow_lightning() -> Any:
+    """lightning.qubit behind a queue: each job takes `SECONDS_PER_JOB` (environment; 30)."""
+    from pennylane_lightning.lightning_qubit import LightningQubit
+
+    class SlowLightning(LightningQubit):
+        def execute(self, circuits: Any, execution_config: Any = None) -> Any:
+            time.sleep(float(os.environ.get("SECONDS_PER_JOB", "30")))
+            return super().execute(circuits, execution_config)
+
+    return SlowLightning(wires=4)
+
+
+def qiskit_aer_manila() -> Any:
+    """Qiskit's simulator with the noise of an IBM device, four qubits."""
+    return _qiskit_aer(4)
+
+
+def braket_noisy() -> Any:
+    """Braket's local simulator with depolarizing channels, four qubits."""
+    return _braket_with_noise(4)
 
 
 def _named(name: str) -> Callable[[int], Any]:

@@ -26,8 +26,11 @@ from jaxtyping import Array, Float
 # A coefficient below this is rounding of a float64 simulator: dropping 729 of them
 # moves a weight by less than 1e-11.
 _ZERO = 1e-14
-# More terms compile slowly as unrolled code; beyond, a matrix product serves them.
+# More terms compile slowly as unrolled code; beyond, a matrix product serves them. So it does
+# for traced coefficients, of which none can be left out, at few points; at many it is 20 times
+# slower than unrolled code.
 _MAX_UNROLLED_TERMS = 512
+_FEW_POINTS = 1024
 
 # sin(πs)/s in powers of s² (lowest first): least maximum error of the sine on [−½, ½],
 # 8e-9, among coefficients that float32 holds exactly.
@@ -198,10 +201,12 @@ def _basis(theta, degree: int, origin: float) -> list:
     return basis
 
 
-def _nested(table: np.ndarray, bases: list):
-    """Σ_k c_k Π_j b_{k_j} with concrete coefficients, zeros skipped; 0.0 where none is left."""
+def _nested(table: Any, bases: list):
+    """Σ_k c_k Π_j b_{k_j}; zeros among concrete coefficients skipped, 0.0 where none is left."""
     if table.ndim == 0:
-        return float(table) if abs(table) > _ZERO else 0.0
+        if isinstance(table, jax.Array):
+            return table
+        return float(table) if abs(float(table)) > _ZERO else 0.0
     total = 0.0
     for element, row in zip(bases[0], table, strict=True):
         inner = _nested(row, bases[1:])
@@ -235,9 +240,9 @@ def evaluate(
 
     .. math:: f(\theta) = \sum_k c_k \prod_j b_{k_j}(\theta_j - \theta^0_j)
 
-    Concrete (NumPy) coefficients are specialised: zeros cost nothing. Traced ones,
-    and tables of more than 512 terms, go through a matrix product, which holds
-    about `outputs * (2 degree + 1)^(n/2)` values a point in memory.
+    Concrete (NumPy) coefficients are specialised: zeros cost nothing. Traced ones at no more
+    than 1,024 points, and tables of more than 512 terms, go through a matrix product, which
+    holds about `outputs * (2 degree + 1)^(n/2)` values a point in memory.
 
     Args:
       table: coefficients, shape `(outputs, 2 degree + 1, …)`.
@@ -258,10 +263,12 @@ def evaluate(
     degree = (table.shape[1] - 1) // 2
     origin = [0.0] * len(thetas) if origin is None else origin
     bases = [_basis(theta, degree, float(x)) for theta, x in zip(thetas, origin, strict=True)]
-    concrete = isinstance(table, np.ndarray)
-    if not concrete or np.count_nonzero(np.abs(table) > _ZERO) > _MAX_UNROLLED_TERMS:
+    concrete, like = isinstance(table, np.ndarray), jnp.asarray(thetas[0])
+    terms = np.count_nonzero(np.abs(table) > _ZERO) if concrete else math.prod(table.shape)
+    if terms > _MAX_UNROLLED_TERMS or (not concrete and like.size <= _FEW_POINTS):
         return _dense(table, bases)
-    like = jnp.asarray(thetas[0])
+    if not concrete:
+        table = table.astype(like.dtype)
     outputs = [jnp.asarray(_nested(t, bases), like.dtype) for t in table]
     return [jnp.broadcast_to(output, like.shape) for output in outputs]
 

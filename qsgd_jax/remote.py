@@ -26,6 +26,10 @@ _LOG = logging.getLogger("qsgd_jax")
 # With fewer, the answers of a device whose wires are swapped look like noise.
 _FEWEST_SHOTS = 100
 _MOST = 2**32 - 1  # the state counts in 32 bits
+# Looking for an answer takes this share of the training's time, and is never put off by more
+# than so many seconds.
+_SHARE_OF_TIME = 0.01
+_LONGEST_BLINK = 1.0
 
 
 class ProbeError(RuntimeError):
@@ -178,6 +182,7 @@ class RemoteProber:
         self._deadline: float | None = None  # of the job under way, if one is
         self._asked = 0, 0  # for it: at which age and time
         self._failures, self._not_before = 0, -math.inf
+        self._next_look = -math.inf
         self._process: WorkerProcess | None = None
         if jax.process_index() == 0:
             shape = {name: int(getattr(circuit, name)) for name in ("n_qubits", "depth", "uploads")}
@@ -222,8 +227,9 @@ class RemoteProber:
     def refresh(self, opt_state: PyTree) -> PyTree:
         """Put the newest answer into the state, if one has come, and ask again when it is due.
 
-        It never waits. (Where several processes train together, only for the others: each call is
-        a broadcast from the first process, the one that submits. Call it every few steps there.)
+        It never waits, and looks as rarely as it takes to cost one percent of the time. (Where
+        several processes train together it waits for the others: each call is a broadcast from
+        the first process, the one that submits. Call it every few steps there.)
 
         Args:
           opt_state: the state of an optimizer, or any tree that holds one, with a `refreshable`
@@ -236,7 +242,12 @@ class RemoteProber:
           ValueError: if the state holds no coefficients of this circuit.
           ProbeError: if the breaker opens and `on_failure` is `"raise"`.
         """
+        began = time.monotonic()
+        if began < self._next_look and jax.process_count() == 1:
+            return opt_state
         opt_state, problem = self._turn(opt_state)
+        ended = time.monotonic()
+        self._next_look = ended + min((ended - began) / _SHARE_OF_TIME, _LONGEST_BLINK)
         if problem == _BREAKER_OPENED and self._on_failure == "raise":
             self._raise()
         return opt_state

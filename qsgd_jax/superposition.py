@@ -335,14 +335,15 @@ class Superposition:
 
     def _weigh(self, parts: list[Part], strength: Array | None, table: Array | None) -> list[Array]:
         """The weights, or the updates perturbed by them, of real leaves of one dtype."""
-        if self._fourier and self.shots is None:
+        together = self.coverage == "leading" and self.refreshable
+        if self._fourier and self.shots is None and not together:
             return [
                 self._weigh_leaf(part.theta, part.update, part.gradient, strength, table)
                 for part in parts
             ]
         n = self.circuit.n_qubits
         if self.coverage == "everywhere":
-            answers = self._outputs([coverages.blocks(part.theta, n) for part in parts])
+            answers = self._outputs([coverages.blocks(part.theta, n) for part in parts], table)
             if self.shots is not None:
                 answers = [
                     self._sample(answer, part.key, coverages.block_numbers(part.theta.shape, n))
@@ -358,7 +359,7 @@ class Superposition:
             ]
         # One block a leaf: all leaves together are one small batch.
         joined = jnp.stack([coverages.leading_block(part.theta, n) for part in parts])
-        (columns,) = self._outputs([list(joined.T)])
+        (columns,) = self._outputs([list(joined.T)], table)
         if self.shots is not None:
             keys = jnp.stack([part.key for part in parts])
             columns = jax.vmap(self._sample, (0, 0, None))(columns, keys, jnp.int32(0))
@@ -433,11 +434,13 @@ class Superposition:
         head = weighed(weights, coverages.corner_blocks(gradient, self.circuit.n_qubits))
         return added(update, strength, coverages.from_leading_block(head, shape))
 
-    def _outputs(self, block_sets: list[list[Array]]) -> list[list[Array]]:
+    def _outputs(self, block_sets: list[list[Array]], table: Array | None) -> list[list[Array]]:
         """The circuit's exact answers for sets of blocks, each `n` arrays of one shape."""
         if self._fourier:
             return [
-                fourier.in_one_loop(self._evaluate(thetas, self.coefficients))
+                fourier.in_one_loop(
+                    self._evaluate(thetas, self.coefficients if table is None else table)
+                )
                 for thetas in block_sets
             ]
         shapes = [thetas[0].shape for thetas in block_sets]

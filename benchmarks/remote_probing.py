@@ -1,0 +1,195 @@
+"""Train beside a device that is slow: what a step costs, and how many answers get into it.
+
+Run it as `python -m benchmarks.remote_probing`; `--help` is the manual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from rich.logging import RichHandler
+from tqdm import tqdm
+
+import qsgd_jax as qsgd
+from benchmarks import reporting
+from benchmarks.peer_step import Task, Training, median
+
+DESCRIPTION = """\
+Time whole training steps (forward, backward, optimizer) of the paper's text classifier, batch 32,
+with three optimizers in turn:
+
+  adamw            optax.adamw
+  lightning.qubit  superpositional AdamW, probed once, while the step is traced
+  remote           the same with coefficients in the state, and a RemoteProber whose refresh()
+                   follows each step and counts as part of it
+
+By default the remote device is lightning.qubit behind a queue of 30 s (SECONDS_PER_JOB in the
+environment). In each round every arm has one turn, in a random order: two steps, of which the
+second is timed. Ratios are taken within the round; the tables show the median over rounds with its
+95 % interval (order statistics). How far the last accepted weights lie from the noiseless ones is
+the root mean square over 1,000 random blocks.
+"""
+
+
+class Remote:
+    """Training with a prober beside it."""
+
+    def __init__(self, task: Task, optimizer: Any, prober: qsgd.RemoteProber):
+        """Begin without waiting for an answer."""
+        self.training, self.prober = Training(task, optimizer), prober
+        self.refresh_seconds: list[float] = []
+
+    def seconds(self) -> float:
+        """Take one training step, refresh, and return how long both took."""
+        elapsed = self.training.seconds()
+        began = time.perf_counter()
+        self.training.state = self.prober.refresh(self.training.state)
+        self.refresh_seconds.append(time.perf_counter() - began)
+        return elapsed + self.refresh_seconds[-1]
+
+
+def measure(
+    device: Callable[[], Any], circuit: qsgd.Circuit, seconds: float, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Train for so many seconds; what a step took, and what became of the probes."""
+    task = Task()
+    constant = qsgd.Superposition(circuit)
+    refreshable = qsgd.Superposition(circuit, refreshable=True)
+    with qsgd.RemoteProber(device, circuit, **options) as prober:
+        remote = Remote(task, qsgd.superpositional_adamw(1e-3, superposition=refreshable), prober)
+        arms: dict[str, Callable[[], float]] = {
+            "adamw": Training(task, optax.adamw(1e-3)).seconds,
+            "lightning.qubit": Training(
+                task, qsgd.superpositional_adamw(1e-3, superposition=constant)
+            ).seconds,
+            "remote": remote.seconds,
+        }
+        times: dict[str, list[float]] = {name: [] for name in arms}
+        order = np.random.default_rng(0)
+        for arm in arms.values():  # compiles
+            arm()
+        remote.refresh_seconds.clear()
+        began, last = time.perf_counter(), 0.0
+        with tqdm(total=round(seconds), desc="seconds") as bar:
+            while last < seconds or len(times["adamw"]) < 6:
+                for name in order.permutation(list(arms)):
+                    arms[name]()
+                    times[name].append(arms[name]())
+                now = time.perf_counter() - began
+                bar.update(int(min(now, seconds)) - int(min(last, seconds)))
+                last = now
+        state = remote.training.state
+    found = {name: np.array(values) for name, values in times.items()}
+    theta = np.random.default_rng(0).uniform(-1, 1, (1000, circuit.n_qubits))
+    everywhere = qsgd.Superposition(circuit, "everywhere", refreshable=True)
+    tables = optax.tree.get(state, "table"), refreshable.coefficients
+    weights = [
+        qsgd.superposition_weights(everywhere, theta.T, coefficients=jax.numpy.asarray(table))
+        for table in tables
+    ]
+    return {
+        "rounds": len(found["adamw"]),
+        "milliseconds": {name: median(1e3 * values) for name, values in found.items()},
+        "ratio_to_adamw": {name: median(v / found["adamw"]) for name, v in found.items()},
+        "ratio_to_lightning": median(found["remote"] / found["lightning.qubit"]),
+        "refresh_milliseconds": {
+            "median": 1e3 * float(np.median(remote.refresh_seconds)),
+            "largest": 1e3 * max(remote.refresh_seconds),
+        },
+        "distance_from_exact": float(np.sqrt(np.mean((weights[0] - weights[1]) ** 2))),
+        "age": int(optax.tree.get(state, "age")),
+        "accounting": vars(prober.accounting),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the tables and write the JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.remote_probing",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--device",
+        default="benchmarks.devices:slow_lightning",
+        metavar="MODULE:FUNCTION",
+        help="what opens the device (default: %(default)s)",
+    )
+    for name, kind, default in (
+        ("seconds", float, 300.0),
+        ("depth", int, 2),
+        ("probe-shots", int, 1000),
+        ("refresh-every", int, 100),
+        ("max-jobs", int, 100),
+    ):
+        parser.add_argument(
+            f"--{name}", type=kind, default=default, metavar="X", help="default: %(default)s"
+        )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("results"),
+        metavar="PATH",
+        help="folder for remote_probing.json (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler()])
+    module, _, function = args.device.partition(":")
+    try:
+        report: dict[str, Any] = {
+            "benchmark": "remote_probing",
+            "provenance": reporting.provenance(),
+            "device": args.device,
+            **measure(
+                getattr(importlib.import_module(module), function),
+                qsgd.Circuit(depth=args.depth),
+                args.seconds,
+                {
+                    "probe_shots": args.probe_shots,
+                    "refresh_every": args.refresh_every,
+                    "max_jobs": args.max_jobs,
+                },
+            ),
+        }
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        parser.error(str(error))
+    reporting.write_json(args.output / "remote_probing.json", report)
+    _print(report)
+
+
+def _print(report: Mapping[str, Any]) -> None:
+    rows = [
+        [
+            name,
+            f"{row['median']:.2f}",
+            "{median:.3f} [{low:.3f}, {high:.3f}]".format(**report["ratio_to_adamw"][name]),
+        ]
+        for name, row in report["milliseconds"].items()
+    ]
+    ratio, refresh = report["ratio_to_lightning"], report["refresh_milliseconds"]
+    reporting.print_table(
+        f"One training step, {report['rounds']} rounds",
+        ["arm", "ms", "ratio to adamw"],
+        rows,
+        [
+            "remote over lightning.qubit: {median:.3f} [{low:.3f}, {high:.3f}]".format(**ratio),
+            f"refresh: {refresh['median']:.3f} ms, at most {refresh['largest']:.1f} ms",
+            "{accepted} refreshes accepted of {jobs} jobs, {shots} shots".format(
+                **report["accounting"]
+            ),
+            f"distance of the last accepted weights: {report['distance_from_exact']:.3f}",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
