@@ -150,7 +150,7 @@ def _run_traced(circuit, device, readout, encoding, angles):
         return jnp.zeros((0, circuit.n_outputs(readout)), encoding.dtype)
     with warnings.catch_warnings():
         # PennyLane asks for complex128 at any precision, and JAX for a deprecated name.
-        warnings.filterwarnings("ignore", "Explicitly requested dtype complex128", UserWarning)
+        warnings.filterwarnings("ignore", "Explicitly requested dtype .*complex128", UserWarning)
         warnings.filterwarnings("ignore", "jax.core.is_concrete", DeprecationWarning)
         answers = qnode(encoding, angles)
     stacked = answers if readout == "probabilities" else jnp.stack(answers, axis=-1)
