@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from qsgd_jax.circuit import Circuit, Readout, open_device
 
-__all__ = ["check", "measures_only", "open_device", "run", "run_settings"]
+__all__ = ["alone", "check", "measures_only", "open_device", "run", "run_settings"]
 
 # Bounds the memory that the tapes or state vectors of one call to a device take.
 _MAX_BATCH = 4096
@@ -110,10 +110,10 @@ def run_settings(
     return answers[:, 0]
 
 
+@alone
 def check(circuit: Circuit, device: Device, shots: int | None) -> None:
     """Let the device refuse what it cannot run or measure, without running anything."""
-    with _ONE_AT_A_TIME:
-        _Prepared(circuit, device, "expectation", shots=shots)
+    _Prepared(circuit, device, "expectation", shots=shots)
 
 
 def measures_only(device: Device) -> bool:
@@ -125,20 +125,22 @@ def measures_only(device: Device) -> bool:
     return any(base.__module__.startswith("pennylane_qiskit") for base in client.__mro__)
 
 
-def _alone(function):
+def alone(function):
+    """Let threads take turns in a function that speaks to PennyLane."""
+
     @functools.wraps(function)
-    def alone(*args):
+    def taking_turns(*args):
         with _ONE_AT_A_TIME:
             return function(*args)
 
-    return alone
+    return taking_turns
 
 
 def _wires(circuit, device):
     return None if device.wires is None else device.wires[: circuit.n_qubits]
 
 
-@_alone
+@alone
 def _run_traced(circuit, device, readout, encoding, angles):
     """One broadcast circuit, simulated by JAX itself."""
 
@@ -157,7 +159,7 @@ def _run_traced(circuit, device, readout, encoding, angles):
     return stacked.astype(encoding.dtype)
 
 
-@_alone
+@alone
 def _run_on_host(circuit, device, readout, encoding, angles, shots=None) -> np.ndarray:
     """Gate angles to answers, `(*lead, batch, outputs)`; NumPy in and out.
 
@@ -172,7 +174,7 @@ def _run_on_host(circuit, device, readout, encoding, angles, shots=None) -> np.n
     return answers.reshape((*encoding.shape[:-2], circuit.n_outputs(readout)))
 
 
-@_alone
+@alone
 def _slopes_on_host(circuit, device, readout, encoding, angles) -> np.ndarray:
     """The derivative of each answer by each gate's angle, `(*lead, batch, outputs, gates)`."""
     prepared = _Prepared(circuit, device, readout, "adjoint")
@@ -265,7 +267,7 @@ def _returns_unchanged(finish) -> bool:
     return found is answer
 
 
-@_alone
+@alone
 def _has_adjoint(circuit, device, readout) -> bool:
     """Whether the device differentiates the circuit by itself."""
     config, tape = (

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from qsgd_jax import compiled, devices, fourier
 from qsgd_jax import coverage as coverages
-from qsgd_jax import devices, fourier
 from qsgd_jax.checks import shots_for
 from qsgd_jax.circuit import Circuit, Readout
 from qsgd_jax.perturbation import Part, added, from_real_parts, parts_of, perturbed, scaled, weighed
@@ -56,8 +56,11 @@ class Superposition:
       refreshable: whether the coefficients are kept in the optimizer's state, where a
         `RemoteProber` replaces them between steps; they start as those of `device`. All of them
         may be nonzero then, so that a step costs what a circuit with all interactions does.
+      compiler: `None`, or `"catalyst"`: PennyLane's Catalyst, the extra of that name, compiles
+        the probe on lightning.qubit to one program. The weights are the same.
 
     Raises:
+      ImportError: if the compiler is not installed.
       TypeError: if an argument has the wrong type.
       ValueError: if an argument is not among the allowed values, the device is not
         installed or too small, or the Fourier grid is too large.
@@ -80,6 +83,7 @@ class Superposition:
     probe_shots: int | None = None
     target_standard_error: float | None = None
     refreshable: bool = False
+    compiler: str | None = None
 
     def __post_init__(self):
         if not isinstance(self.circuit, Circuit):
@@ -87,6 +91,7 @@ class Superposition:
         for name, allowed in (
             ("coverage", get_args(coverages.Coverage)),
             ("execution", _EXECUTIONS),
+            ("compiler", (None, "catalyst")),
         ):
             value = getattr(self, name)
             if value not in allowed:
@@ -114,6 +119,8 @@ class Superposition:
         # Opening the device now makes a wrong one fail here. Traced angles are probed now
         # as well: a probe first needed inside `lax.scan` would leak that loop's tracers.
         _ = self._device
+        if self.compiler is not None:
+            _ = self._compiled_probe
         measured = self.measurements
         if measured is not None and self.shots is not None:
             raise ValueError(
@@ -170,6 +177,16 @@ class Superposition:
     def _device(self):
         return devices.open_device(self.device, self.circuit.n_qubits)
 
+    @functools.cached_property
+    def _compiled_probe(self):
+        if not self._fourier:
+            raise ValueError(
+                f"execution={self.execution!r} runs this circuit in every step; "
+                f"compiler={self.compiler!r} compiles the probe of the Fourier form. Allowed is "
+                f"compiler=None, or 'fourier' with at most {_MAX_SETTINGS} settings."
+            )
+        return compiled.program(self.circuit, self.device, self.readout, self.measurements)
+
     @property
     def readout(self) -> Readout:
         """What the circuit is asked for; joint samples need joint probabilities."""
@@ -199,7 +216,10 @@ class Superposition:
         """
         n, degree = self.circuit.n_qubits, self.circuit.uploads
         grid = self.circuit.origin + fourier.probe_grid(n, degree)
-        values = devices.run(self.circuit, self._device, grid, self.readout, self.measurements)
+        if self.compiler is None:
+            values = devices.run(self.circuit, self._device, grid, self.readout, self.measurements)
+        else:
+            values = self._compiled_probe(grid)
         if isinstance(values, np.ndarray) and not np.isfinite(values).all():
             raise ValueError(f"device={self._device.name!r} answered with values not finite.")
         return fourier.coefficients(values, n, degree)
