@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 py
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-peers peer-step device-matrix clean
+.PHONY: demo test test-peers test-catalyst peer-step device-matrix clean
 
 demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, side by side.
 	$(BIN)/python -m benchmarks.text_classification --arms adam lambda-0.5 --seeds 4
@@ -18,6 +18,11 @@ test: .venv/test ## Lint, type-check and test everything.
 test-peers: .venv/peers ## Run optax's own test suites on every form of the optimizer.
 	$(BIN)/pytest tests/peers -m "" -rs --numprocesses 2 --dist worksteal
 
+test-catalyst: .catalyst/installed ## Compile by Catalyst; test on the lowest versions that pyproject.toml allows.
+	.catalyst/bin/pytest tests/test_catalyst.py tests/test_circuit.py tests/test_fourier.py \
+	  tests/test_devices.py tests/test_superposition.py tests/test_transforms.py tests/test_flax.py \
+	  -rs --numprocesses 2 --dist worksteal
+
 peer-step: .venv/benchmarks .peer/installed ## Time whole training steps beside PyTorch and Qiskit.
 	$(BIN)/python -m benchmarks.peer_step --python .peer/bin/python
 
@@ -28,6 +33,14 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 	@test -x .devices/bin/python || $(PYTHON) -m venv .devices
 	.devices/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[devices]'
+	@touch $@
+
+# Catalyst pins jax; constraints-catalyst.txt has wheels for Python 3.11 and 3.12.
+.catalyst/installed: pyproject.toml constraints-catalyst.txt
+	@test -x .catalyst/bin/python || $(PYTHON) -m venv .catalyst
+	.catalyst/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints-catalyst.txt --editable '.[catalyst]' \
+	  pennylane-lightning-kokkos pytest pytest-xdist
 	@touch $@
 
 .peer/installed: benchmarks/peers/requirements.txt
@@ -43,4 +56,4 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 	@touch $@
 
 clean: ## Remove the environments and what the benchmarks wrote.
-	rm -rf .venv .peer .devices results
+	rm -rf .venv .peer .devices .catalyst results
