@@ -42,6 +42,17 @@ _FEWEST_QUBITS_FOR_THREADS = 16
 _LABELS = 1e6
 
 
+def alone(function):
+    """Let threads take turns in a function that speaks to PennyLane."""
+
+    @functools.wraps(function)
+    def taking_turns(*args):
+        with _ONE_AT_A_TIME:
+            return function(*args)
+
+    return taking_turns
+
+
 def run(
     circuit: Circuit,
     device: Device,
@@ -123,17 +134,6 @@ def measures_only(device: Device) -> bool:
     """
     client = type(getattr(device, "target_device", device))
     return any(base.__module__.startswith("pennylane_qiskit") for base in client.__mro__)
-
-
-def alone(function):
-    """Let threads take turns in a function that speaks to PennyLane."""
-
-    @functools.wraps(function)
-    def taking_turns(*args):
-        with _ONE_AT_A_TIME:
-            return function(*args)
-
-    return taking_turns
 
 
 def _wires(circuit, device):

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
@@ -84,8 +85,9 @@ class RemoteProber:
     The device is opened in a process of its own, which is ended when a job hangs; `refresh`, called
     between steps, only looks whether an answer has come. Answers are checked (see
     `qsgd_jax.probe.Probe`) before they get into the state. After a failure the next attempt waits
-    `backoff`, twice as long after each further one, by half of it more or less at random; after
-    `retries` of them the circuit breaker opens, and there is one attempt each `cool_down`.
+    `backoff`, twice as long after each further one (at most `cool_down`), by half of it more or
+    less at random; after `retries` of them the circuit breaker opens, and there is one attempt
+    each `cool_down`.
 
     Args:
       device: the name of a PennyLane device, or a function without arguments that opens one,
@@ -184,45 +186,44 @@ class RemoteProber:
         self._failures, self._not_before = 0, -math.inf
         self._next_look = -math.inf
         self._process: WorkerProcess | None = None
-        if jax.process_index() == 0:
-            shape = {name: int(getattr(circuit, name)) for name in ("n_qubits", "depth", "uploads")}
-            self._open(
-                {
-                    "device": self._device,
-                    "circuit": shape,
-                    "weights": np.asarray(circuit.angles).tolist(),
-                    "shots": shots,
-                }
-            )
+        self._is_closed = False
+        shape = {name: int(getattr(circuit, name)) for name in ("n_qubits", "depth", "uploads")}
+        weights = np.asarray(circuit.angles).tolist()
+        self._start = functools.partial(
+            WorkerProcess,
+            {"device": self._device, "circuit": shape, "weights": weights, "shots": shots},
+        )
+        problem = self._open() if jax.process_index() == 0 else None
+        if jax.process_count() > 1:  # else the others would wait for the first for ever
+            failed = multihost_utils.broadcast_one_to_all(np.int32(problem is not None))
+            problem = problem or ("could not be opened by the first process" if failed else None)
+        if problem is not None:
+            self.close()
+            raise ValueError(f"device={self._device!r} {problem}.")
 
-    def _open(self, specification: dict[str, Any]) -> None:
-        self._start = functools.partial(WorkerProcess, specification)
+    def _open(self) -> str | None:
+        """Start the process and have it open the device; what is wrong with it, if anything."""
         self._process = self._start()
         try:
             self._process.send({"job": 0})
-            message = self._process.wait(self._timeout)
+            message: Any = self._process.wait(self._timeout)
         except EndedError as error:
             message = {"failed": str(error)}
         except BaseException:
             self.close()
             raise
-        problem, wires = None, cast(Any, message or {}).get("wires")
         if message is None:
-            problem = f"was not open within timeout={self._timeout} s"
-        elif "failed" in message:
-            problem = (
+            return f"was not open within timeout={self._timeout} s"
+        if "failed" in message:
+            return (
                 f"could not be opened for this circuit and shots: {message['failed']} (are its "
                 "credentials where its client looks for them? Opened in your own process it says "
                 "more)"
             )
-        elif wires is not None and wires < self._circuit.n_qubits:
-            problem = (
-                f"has {wires} wires; allowed are devices of at least "
-                f"n_qubits={self._circuit.n_qubits}"
-            )
-        if problem is not None:
-            self.close()
-            raise ValueError(f"device={self._device!r} {problem}.")
+        n, wires = self._circuit.n_qubits, message["wires"]
+        if wires is not None and wires < n:
+            return f"has {wires} wires; allowed are devices of at least n_qubits={n}"
+        return None
 
     def refresh(self, opt_state: PyTree) -> PyTree:
         """Put the newest answer into the state, if one has come, and ask again when it is due.
@@ -280,6 +281,8 @@ class RemoteProber:
         raise ProbeError(f"device={self._device!r}: {self.accounting.last_problem}.")
 
     def _turn(self, opt_state: PyTree) -> tuple[PyTree, int]:
+        if self._is_closed:
+            raise ValueError(f"{self} is closed.")
         held, put_back = refreshable.find(opt_state)
         if self._mine is None:
             self._adopt(held)
@@ -303,6 +306,8 @@ class RemoteProber:
 
     def _adopt(self, held: list[RefreshableCoefficients]) -> None:
         """Take over what a state knows, perhaps restored from an earlier run."""
+        if any(isinstance(one.circuit, Tracer) for one in held):
+            raise TypeError("opt_state is traced: a prober is called between steps, not in them.")
         circuit = refreshable.checksum(self._circuit)
         mine = [i for i, one in enumerate(held) if (refreshable.read(one.circuit) == circuit).all()]
         if not mine:
@@ -394,11 +399,11 @@ class RemoteProber:
             elif time.monotonic() < cast(float, self._deadline):
                 return _NO_PROBLEM, None
             else:
-                self.close()
+                self._end_process()
                 reason = f"no answer within timeout={self._timeout} s"
                 return self._without_answer("timed_out", reason), None
         except EndedError as error:
-            self.close()
+            self._end_process()
             return self._without_answer("failed", str(error)), None
         except RejectedError as error:
             return self._without_answer("rejected", str(error)), None
@@ -413,8 +418,8 @@ class RemoteProber:
         self._deadline = None
         self._failures += 1
         opened = self._failures > self._retries
-        pause = self._cool_down if opened else self._backoff * 2 ** (self._failures - 1)
-        pause *= random.uniform(0.5, 1.5)
+        pause = self._cool_down if opened else self._backoff * 2.0 ** (self._failures - 1)
+        pause = min(pause, self._cool_down) * random.uniform(0.5, 1.5)
         self._not_before = time.monotonic() + pause
         _LOG.warning(
             "%s: %s; the coefficients stay as they are, next attempt in %.3g s at the earliest%s",
@@ -427,6 +432,10 @@ class RemoteProber:
 
     def close(self) -> None:
         """End the device's process. A job under way is given up; its shots stay counted."""
+        self._end_process()
+        self._is_closed = True
+
+    def _end_process(self) -> None:
         if self._process is not None:
             self._process.end()
         self._process = self._deadline = None

@@ -60,7 +60,10 @@ class WorkerProcess:
                 raise EndedError(f"its process ended with exit code {self._popen.wait()}")
             self._received += chunk
         line, _, self._received = self._received.partition(b"\n")
-        return json.loads(line)
+        try:
+            return json.loads(line)
+        except ValueError:
+            raise EndedError("what its process wrote cannot be read") from None
 
     def wait(self, seconds: float) -> dict[str, Any] | None:
         """The next message, or `None` if there was none in time."""

@@ -49,7 +49,8 @@ class _Worker:
             device = getattr(importlib.import_module(module), function)()
             if not isinstance(device, devices.Device):
                 raise TypeError
-        if (_n_wires(device) or n) >= n:
+        wires = _n_wires(device)
+        if wires is None or wires >= n:
             devices.check(self._circuit, device, self._shots)
         return device
 

@@ -387,6 +387,32 @@ def _seen_by_processes():
     }
 
 
+def _probe_together():
+    """One process asks; both have the same coefficients after every step."""
+    circuit = qsgd.Circuit(2, 1)
+    how = qsgd.Superposition(circuit, refreshable=True)
+    optimizer = qsgd.superpositional_adamw(0.01, superposition=how)
+    params = jax.device_put(np.ones((16, 4), np.float32), NamedSharding(_mesh((8,)), P("data")))
+    state, seen = jax.jit(optimizer.init)(params), []
+    step = jax.jit(lambda params, state: optimizer.update(params, state, params)[1])
+    with qsgd.RemoteProber(
+        "default.qubit", circuit, probe_shots=1000, max_jobs=5, refresh_every=2
+    ) as prober:
+        assert (prober._process is not None) == (jax.process_index() == 0)
+        state = prober.wait(state)
+        while prober.accounting.accepted < 3:
+            state = prober.refresh(step(params, state))
+            held = (
+                optax.tree.get(state, "table"),
+                *(optax.tree.get(state, name) for name in ("age", "jobs", "measured_at")),
+            )
+            seen.append([np.asarray(x.addressable_data(0)) for x in held])
+        done = np.array([prober.accounting.jobs, prober.accounting.accepted])
+    tables, *numbers = (np.stack(values) for values in zip(*seen, strict=True))
+    assert len(np.unique(tables, axis=0)) == 3 and np.abs(tables - how.coefficients).max() < 0.2
+    return [tables, *(x.astype(np.int32) for x in numbers), done]
+
+
 def test_two_processes_train_as_one(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -428,6 +454,9 @@ def _flat(tree):
 def _be_one_of_two_processes(address, path, index):
     jax.distributed.initialize(address, num_processes=2, process_id=int(index))
     assert (jax.local_device_count(), jax.device_count()) == (4, 8)
+    for values in _probe_together():
+        values = multihost_utils.process_allgather(values)
+        np.testing.assert_array_equal(values[0], values[1])
     seen = multihost_utils.process_allgather(_seen_by_processes(), tiled=True)
     if index == "0":
         np.savez(path, **_flat(seen))

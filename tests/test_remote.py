@@ -22,7 +22,7 @@ from flax import nnx
 import qsgd_jax as qsgd
 from qsgd_jax import devices, fourier, remote
 from qsgd_jax.probe import Probe
-from qsgd_jax.remote_process import EndedError
+from qsgd_jax.remote_process import EndedError, WorkerProcess
 
 PLUGINS = Path(__file__).parent / "plugins"
 FAULTS = {"raise", "NaN", "wrong shape", "disconnect", "hang"} | {
@@ -80,7 +80,8 @@ def faulty_device(monkeypatch, tmp_path):
 SECRET = "d41d8cd98f00b204e9800998ecf8427e"
 
 
-def test_a_thousand_steps_beside_a_failing_device(faulty_device, caplog, capfd):
+def test_a_thousand_steps_beside_a_failing_device(faulty_device, monkeypatch, caplog, capfd):
+    monkeypatch.setattr(remote, "_SHARE_OF_TIME", 1.0)  # or it would ask less often
     caplog.set_level(logging.INFO, "qsgd_jax")
     jobs, threads = faulty_device("all"), threading.active_count()
     errors = 5 * _standard_errors()
@@ -492,6 +493,48 @@ def test_a_job_without_an_answer_ends_its_process(scripted):
     assert not process.ended
     _train(prober, state, 6, clock)
     assert process.ended and script.started == 2 and prober.accounting.timed_out == 1
+
+
+def test_a_prober_that_is_closed_asks_no_more(scripted):
+    prober, script, _ = scripted()
+    state = prober.wait(OPTIMIZER.init(PARAMS))
+    prober.close()
+    with pytest.raises(ValueError, match="is closed"):
+        _train(prober, state, 20)
+    assert len(script.submitted) == script.started == 1
+
+
+def test_pauses_are_never_longer_than_the_breaker_s(scripted):
+    prober, script, clock = scripted(*["raise"] * 99, retries=90, backoff=1.0, cool_down=8.0)
+    _train(prober, OPTIMIZER.init(PARAMS), 400, clock, 0.25)
+    assert 8 <= np.diff(script.submitted).max() < 9
+
+
+def test_looking_costs_a_hundredth_of_the_time(scripted, monkeypatch):
+    prober, _, clock = scripted()
+    state, looks, find = prober.wait(OPTIMIZER.init(PARAMS)), [], remote.refreshable.find
+
+    def slow(state):
+        looks.append(clock.now)
+        clock.now += 0.001
+        return find(state)
+
+    monkeypatch.setattr(remote.refreshable, "find", slow)
+    _train(prober, state, 1000, clock, 0.01)
+    np.testing.assert_allclose(np.diff(looks), 0.105, atol=0.01)
+
+
+def test_inside_a_compiled_step_it_is_refused(scripted):
+    with pytest.raises(TypeError, match="between steps"):
+        jax.jit(scripted()[0].refresh)(OPTIMIZER.init(PARAMS))
+
+
+def test_an_answer_that_cannot_be_read_is_a_failure():
+    process = WorkerProcess({})
+    process._received = b"no JSON\n"
+    with pytest.raises(EndedError, match="cannot be read"):
+        process.receive()
+    process.end()
 
 
 # In every kind of state.
