@@ -55,12 +55,14 @@ ARRAYS = {
     "adamw again": 10,
     "leading": 10,
     "leading, update": 10,
+    "leading, refreshable": 10,
     "everywhere, depth 0": 11,
     "everywhere, depth 0, update": 10,
     "everywhere, depth 1": 14,
     "everywhere, depth 1, update": 15,
     "everywhere, depth 2": 14,
     "everywhere, depth 2, update": 15,
+    "everywhere, depth 2, refreshable": 14,
 }
 MEMORY_OPTIMIZED = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 FOR_MEMORY = ", for memory"
@@ -75,6 +77,9 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         "adamw again": optax.adamw(1e-3),
         "leading": qsgd.superpositional_adamw(1e-3),
         "leading, update": qsgd.superpositional_adamw(1e-3, weigh="update"),
+        "leading, refreshable": qsgd.superpositional_adamw(
+            1e-3, superposition=qsgd.Superposition(refreshable=True)
+        ),
     }
     for depth in (0, 1, 2):
         superposition = qsgd.Superposition(qsgd.Circuit(depth=depth), coverage="everywhere")
@@ -83,6 +88,9 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         found[f"{name}, update"] = qsgd.superpositional_adamw(
             1e-3, superposition=superposition, weigh="update"
         )
+    superposition = qsgd.Superposition(qsgd.Circuit(depth=2), "everywhere", refreshable=True)
+    name = "everywhere, depth 2, refreshable"
+    found[name] = qsgd.superpositional_adamw(1e-3, superposition=superposition)
     return found
 
 
