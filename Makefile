@@ -21,7 +21,8 @@ test-peers: .venv/peers ## Run optax's own test suites on every form of the opti
 test-catalyst: .catalyst/installed ## Compile by Catalyst; test on the lowest versions that pyproject.toml allows.
 	.catalyst/bin/pytest tests/test_catalyst.py tests/test_circuit.py tests/test_fourier.py \
 	  tests/test_devices.py tests/test_superposition.py tests/test_transforms.py tests/test_flax.py \
-	  tests/test_mesh.py -rs --numprocesses 2 --dist worksteal
+	  tests/test_mesh.py tests/test_probe.py tests/test_refreshable.py tests/test_remote.py \
+	  -rs --numprocesses 2 --dist worksteal
 
 peer-step: .venv/benchmarks .peer/installed ## Time whole training steps beside PyTorch and Qiskit.
 	$(BIN)/python -m benchmarks.peer_step --python .peer/bin/python

@@ -182,6 +182,7 @@ def test_step_time_reports_ratios_of_every_optimizer(tmp_path, monkeypatch):
     chosen = ("adamw", "leading", "everywhere, depth 1")
     small = {name: step_time.optimizers()[name] for name in chosen}
     monkeypatch.setattr(step_time, "optimizers", lambda: small)
+    monkeypatch.setattr(step_time, "LAYERS_TO_COMPILE", 2)
     # Of this width no shard of the 8 devices breaks a block, which would take more memory.
     arguments = ["--millions", "2", "--rounds", "8", "--repeats", "1", "--output", str(tmp_path)]
     step_time.main(arguments)

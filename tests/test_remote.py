@@ -150,7 +150,8 @@ def test_what_a_device_says_wrong_never_gets_into_the_state(faulty_device, caplo
 
 
 PROGRAM = """
-import os, sys, time, qsgd_jax as qsgd
+import os, signal, sys, time, qsgd_jax as qsgd
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs behind
 sys.path.insert(0, {plugins!r})
 import pennylane as qml
 qml.refresh_devices()
@@ -183,10 +184,13 @@ def test_a_hanging_job_keeps_nobody_alive(faulty_device, rest, sent):
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as trainer:
         assert trainer.stdout is not None
-        worker = int(trainer.stdout.readline())
-        if sent is not None:
-            trainer.send_signal(sent)
-        trainer.communicate(timeout=60)
+        try:
+            worker = int(trainer.stdout.readline())
+            if sent is not None:
+                trainer.send_signal(sent)
+            trainer.communicate(timeout=60)
+        finally:
+            trainer.kill()
     assert trainer.returncode == {None: 0, signal.SIGINT: -2, signal.SIGKILL: -9}[sent]
     until = time.monotonic() + 60
     while _runs(worker):
