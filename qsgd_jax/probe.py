@@ -1,21 +1,23 @@
 """A probe of a device that is not trusted: its settings, and what is made of the answers."""
 
+import functools
 import math
 
 import numpy as np
 
-from qsgd_jax import fourier
+from qsgd_jax import devices, fourier
 from qsgd_jax.circuit import Circuit
 
 # Settings off the grid, whose answers follow from those on it.
 _FURTHER = 8
-# Their mean square deviation by shots alone exceeds this many times its expectation once in a
-# million probes, were all outputs of a setting to deviate alike: χ² of 8 degrees of freedom.
-_SPREAD = 5.4
-# What a device may deviate from the polynomial, or lose of a sure answer, as hardware does.
-_TOLERANCE = 0.1
-_CONTRAST = 0.5
+# How far hardware may be off: an answer from the noiseless one, half of the largest there is; those
+# off the grid, on average, from what the grid implies, as much as where rotations are 5 % too large.
+_DEVIATION = 0.5
+_SPREAD = 0.1
+# What shots alone exceed less than once in a million probes: so many standard errors, or so many
+# times the expected mean square of eight deviations (χ², were the outputs of a setting all alike).
 _SIGMAS = 5
+_CHI_SQUARED = 5.4
 
 
 class RejectedError(Exception):
@@ -31,9 +33,9 @@ class Probe:
     * *Further* settings off the grid. On any device, however noisy, as long as its noise does not
       depend on θ, their answers follow from those on the grid,
       :math:`f(\theta) = \sum_g K_g(\theta) f(\theta_g)`: not so if settings were mixed up.
-    * *Known* settings: no qubit, and each of them alone, is turned into |1⟩, and all angles of the
-      layers are 0, so that the CNOTs copy bits. Each input and each output has a pattern of its
-      own, which swapped wires break.
+    * *Sure* settings, whose answers are ±1: no qubit, and each of them alone, is turned into |1⟩,
+      and all angles of the layers are 0, so that the CNOTs copy bits. Each input and each output
+      has a pattern of its own, which swapped wires break.
 
     Args:
       circuit: the circuit, of concrete angles.
@@ -53,17 +55,24 @@ class Probe:
         further = np.random.default_rng(0).uniform(-1, 1, (_FURTHER, n))
         self._prediction = fourier.interpolation(further, degree)
         theta = circuit.origin + np.concatenate([fourier.probe_grid(n, degree), further])
-        turned, self._known = _known_settings(circuit)
+        sure = np.zeros((n + 1, degree, n))
+        sure[:, 0] = np.pi * (np.eye(n + 1, n, -1) - 0.5)
         #: Angles of the encoding's gates and of the layers', for each setting.
-        self.encoding = np.concatenate([circuit.encoding(theta), turned])
+        self.encoding = np.concatenate([circuit.encoding(theta), sure])
         layers = np.broadcast_to(circuit.angles, (len(theta), *np.shape(circuit.angles)))
-        still = np.zeros((len(turned), *np.shape(circuit.angles)))
+        still = np.zeros((len(sure), *np.shape(circuit.angles)))
         self.angles = np.concatenate([layers, still])
 
     @property
     def n_settings(self) -> int:
         """How many circuits one probe runs."""
         return len(self.encoding)
+
+    @functools.cached_property
+    def exact(self) -> np.ndarray:
+        """The noiseless answers, of a simulator."""
+        simulator = devices.open_device("lightning.qubit", self._circuit.n_qubits)
+        return devices.run_settings(self._circuit, simulator, self.encoding, self.angles, None)
 
     def coefficients(self, answers) -> np.ndarray:
         """The Fourier coefficients about the circuit's origin, if the answers can be believed.
@@ -78,28 +87,30 @@ class Probe:
           RejectedError: if they cannot.
         """
         found = _as_array(answers)
-        expected = (self.n_settings, self._circuit.n_qubits)
-        if found is None or found.shape != expected:
+        if found is None or found.shape != self.exact.shape:
             shape = "no regular shape" if found is None else f"shape {found.shape}"
-            raise RejectedError(f"answers of {shape} instead of {expected}")
+            raise RejectedError(f"answers of {shape} instead of {self.exact.shape}")
         if not np.isfinite(found).all():
             raise RejectedError(f"{np.sum(~np.isfinite(found))} of {found.size} answers not finite")
         sigma = 1 / math.sqrt(self._shots)
-        grid, further, known = np.split(found, [self._n_grid, self._n_grid + _FURTHER])
-        predicted = self._prediction @ grid
-        largest = max(np.abs(found).max(), np.abs(predicted).max())
-        if largest > 1 + _SIGMAS * sigma:
+        largest = np.abs(found).max()
+        if largest > 1 + _SPREAD + _SIGMAS * sigma:
             raise RejectedError(f"a weight of {largest:.3g}, where ±1 is the most")
-        contrast = (known * self._known).min()
-        if contrast < _CONTRAST - _SIGMAS * math.sqrt(1 - _CONTRAST**2) * sigma:
+        deviation = np.abs(found - self.exact).max(axis=1)
+        wrong = deviation > _DEVIATION + _SIGMAS * math.sqrt(1 - _DEVIATION**2) * sigma
+        if wrong.any():
+            n_sure = self._circuit.n_qubits + 1
             raise RejectedError(
-                f"a known answer of ±1 came out at {contrast:.2f} of it: are wires swapped?"
+                f"{wrong.sum()} of {len(wrong)} settings ({wrong[-n_sure:].sum()} of the {n_sure} "
+                f"sure ones) answer up to {deviation.max():.2f} off the noiseless circuit, where "
+                f"{_DEVIATION} is the most: are wires or settings mixed up?"
             )
-        spread = np.mean((further - predicted) ** 2)
-        if spread > _TOLERANCE**2 + _SPREAD * 2 * sigma**2:
+        grid, further = found[: self._n_grid], found[self._n_grid :][:_FURTHER]
+        spread = np.mean((further - self._prediction @ grid) ** 2)
+        if spread > _SPREAD**2 + _CHI_SQUARED * 2 * sigma**2:
             raise RejectedError(
                 f"answers off the grid differ by {math.sqrt(spread):.2f} from what those on it "
-                "imply: are settings mixed up?"
+                f"imply, where {_SPREAD} is the most: are settings mixed up?"
             )
         return fourier.coefficients(grid, self._circuit.n_qubits, self._circuit.uploads)
 
@@ -109,14 +120,3 @@ def _as_array(answers) -> np.ndarray | None:
         return np.asarray(answers, np.float64)
     except (TypeError, ValueError):
         return None
-
-
-def _known_settings(circuit: Circuit) -> tuple[np.ndarray, np.ndarray]:
-    """Encodings that prepare |0…0⟩ and each |0…1…0⟩, and ⟨Z⟩ after the CNOTs of all layers."""
-    n = circuit.n_qubits
-    bits = np.concatenate([np.zeros((1, n), int), np.eye(n, dtype=int)])
-    encoding = np.zeros((n + 1, circuit.uploads, n))
-    encoding[:, 0] = np.pi * (bits - 0.5)
-    for _ in range(circuit.depth):
-        bits = np.cumsum(bits, axis=1) % 2
-    return encoding, 1 - 2 * bits

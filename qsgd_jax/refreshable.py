@@ -21,6 +21,7 @@ class RefreshableCoefficients(NamedTuple):
     Attributes:
       table: coefficients about the circuit's origin, float32 (float64 in double precision).
       age: steps since they were asked for.
+      steps_since_request: steps since a device was last asked for others.
       measured_at: when they were asked for, in Unix seconds; 0 for those that the state started
         with, which are of the superposition's own device.
       circuit: checksum of the circuit that they belong to.
@@ -30,6 +31,7 @@ class RefreshableCoefficients(NamedTuple):
 
     table: Float[Array, "outputs ..."]
     age: Int32[Array, ""]
+    steps_since_request: Int32[Array, ""]
     measured_at: UInt32[Array, ""]
     circuit: UInt32[Array, ""]
     jobs: UInt32[Array, ""]
@@ -42,6 +44,7 @@ def initial_coefficients(superposition: Superposition) -> RefreshableCoefficient
         return None
     return RefreshableCoefficients(
         jnp.asarray(superposition.coefficients),
+        jnp.zeros((), jnp.int32),
         jnp.zeros((), jnp.int32),
         jnp.zeros((), jnp.uint32),
         jnp.asarray(checksum(superposition.circuit), jnp.uint32),
@@ -58,8 +61,8 @@ def checksum(circuit: Circuit) -> int:
 
 def find(
     opt_state: PyTree,
-) -> tuple[list[RefreshableCoefficients], Callable[[list[RefreshableCoefficients]], PyTree]]:
-    """All refreshable coefficients of a state, wherever they are, and how to put others there."""
+) -> tuple[list[RefreshableCoefficients], Callable[[list[RefreshableCoefficients]], PyTree], Any]:
+    """All refreshable coefficients of a state, how to put others there, and its structure."""
     leaves, treedef = jax.tree.flatten(
         opt_state, is_leaf=lambda x: isinstance(x, RefreshableCoefficients)
     )
@@ -73,7 +76,8 @@ def find(
             new[i] = jax.tree.unflatten(jax.tree.structure(leaves[i]), arrays)
         return treedef.unflatten(new)
 
-    return [RefreshableCoefficients(*jax.tree.leaves(leaves[i])) for i in places], put_back
+    held = [RefreshableCoefficients(*jax.tree.leaves(leaves[i])) for i in places]
+    return held, put_back, treedef
 
 
 def read(array: Any) -> np.ndarray:

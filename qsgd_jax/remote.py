@@ -46,7 +46,7 @@ class ProbeAccounting:
         included.
       max_jobs: how many there may be.
       shots: shots that those jobs asked for.
-      max_shots: how many there may be, if that is limited.
+      max_shots: how many there may be.
       accepted: answers put into the state by this prober.
       rejected: answers that could not be believed.
       timed_out: jobs without an answer in time.
@@ -57,7 +57,7 @@ class ProbeAccounting:
     jobs: int
     max_jobs: int
     shots: int
-    max_shots: int | None
+    max_shots: int
     accepted: int = 0
     rejected: int = 0
     timed_out: int = 0
@@ -71,8 +71,7 @@ class _News(NamedTuple):
     jobs: int
     shots: int
     problem: int = 0
-    age: int = 0
-    measured_at: int = 0
+    asked_at: int = 0
     table: np.ndarray | None = None
 
 
@@ -99,14 +98,15 @@ class RemoteProber:
         `datetime.timedelta`.
       max_jobs: how many jobs may be submitted, failed ones included. A job is one batch of all
         settings; a provider may count each of them.
-      max_shots: how many shots may be asked for, over all settings of all jobs.
+      max_shots: how many shots may be asked for, over all settings of all jobs; by default 2³² − 1,
+        the most that the state can count.
       timeout: seconds after which a job without an answer is given up. What the provider does
         with it then is beyond this package.
       retries: attempts after the first before the breaker opens.
       backoff: seconds before the first retry.
       cool_down: seconds between attempts while the breaker is open.
       on_failure: when the breaker opens, `"hold"` keeps the coefficients there are and logs a
-        warning, `"raise"` raises.
+        warning, `"raise"` raises. That the budget is spent is logged in either case.
 
     Raises:
       TypeError: if an argument has the wrong type.
@@ -139,7 +139,7 @@ class RemoteProber:
         probe_shots: int | None = None,
         target_standard_error: float | None = None,
         refresh_every: int | datetime.timedelta = 1000,
-        max_shots: int | None = None,
+        max_shots: int = _MOST,
         timeout: float = 600.0,
         retries: int = 3,
         backoff: float = 1.0,
@@ -164,29 +164,33 @@ class RemoteProber:
         shots = _shots(probe_shots, target_standard_error)
         self._probe = Probe(circuit, shots)
         self._shots_a_job = shots * self._probe.n_settings
-        if max_shots is not None:
-            check_integer("max_shots", max_shots, 1, _MOST)
-            if max_shots < self._shots_a_job:
-                raise ValueError(
-                    f"max_shots={max_shots} is too small for one probe: {self._probe.n_settings} "
-                    f"settings of {shots} shots are {self._shots_a_job}."
-                )
+        check_integer("max_shots", max_shots, 1, _MOST)
+        if max_shots < self._shots_a_job:
+            raise ValueError(
+                f"max_shots={max_shots} is too small for one probe: {self._probe.n_settings} "
+                f"settings of {shots} shots are {self._shots_a_job}."
+            )
         self._circuit, self._refresh_every = circuit, refresh_every
         self._timeout, self._on_failure = timeout, on_failure
         self._retries, self._backoff, self._cool_down = retries, backoff, cool_down
         self.accounting = ProbeAccounting(0, max_jobs, 0, max_shots)
 
-        self._mine: list[int] | None = None  # which of a state's coefficients are of this circuit
-        self._age = 0  # of the coefficients, in steps, as far as is known
-        self._age_underway: Any = None  # a copy that may still have to be computed
+        # Of the state: its structure, which of its coefficients are of this circuit, what it says.
+        self._structure: Any = None
+        self._mine: list[int] = []
+        self._told = 0, 0  # of jobs and shots
         self._measured_at = 0
+        self._age = 0  # as far as is known
+        self._age_underway: Any = None  # a copy that may still have to be computed
+
         self._latest: _News | None = None  # the last accepted answer
         self._deadline: float | None = None  # of the job under way, if one is
-        self._asked = 0, 0  # for it: at which age and time
+        self._asked_at = 0  # for it, in Unix seconds
         self._failures, self._not_before = 0, -math.inf
         self._next_look = -math.inf
         self._process: WorkerProcess | None = None
         self._is_closed = False
+        _ = self._probe.exact  # now, rather than when the first answer has come
         shape = {name: int(getattr(circuit, name)) for name in ("n_qubits", "depth", "uploads")}
         weights = np.asarray(circuit.angles).tolist()
         self._start = functools.partial(
@@ -256,6 +260,9 @@ class RemoteProber:
     def wait(self, opt_state: PyTree) -> PyTree:
         """Wait for the first answer, if the state holds none yet.
 
+        Also to be called where a prober goes on to another training run, or back to an earlier
+        state: it takes over what the state knows. The last answer is used for the new run.
+
         Args:
           opt_state: as for `refresh`; the first of a training run.
 
@@ -266,13 +273,16 @@ class RemoteProber:
           ValueError: if the state holds no coefficients of this circuit.
           ProbeError: if the breaker opens, whatever `on_failure` is, or the budget is spent.
         """
-        held, put_back = refreshable.find(opt_state)
-        self._adopt(held)
+        held, put_back, structure = refreshable.find(opt_state)
+        _check_concrete(held)
+        self._adopt(held, structure)
+        said = self._told
         if not self._measured_at and self._latest is not None:
-            opt_state = self._put(held, put_back, self._latest._replace(age=0))
+            opt_state = self._put(held, put_back, self._latest)
         while not self._measured_at:
             opt_state, problem = self._turn(opt_state)
             if problem:
+                self._told = said  # by the state that the caller is left with
                 self._raise()
             time.sleep(0.01)
         return opt_state
@@ -283,31 +293,37 @@ class RemoteProber:
     def _turn(self, opt_state: PyTree) -> tuple[PyTree, int]:
         if self._is_closed:
             raise ValueError(f"{self} is closed.")
-        held, put_back = refreshable.find(opt_state)
-        if self._mine is None:
-            self._adopt(held)
-        told = self.accounting.jobs
+        held, put_back, structure = refreshable.find(opt_state)
+        _check_concrete(held)
+        if self._structure is None or structure != self._structure:
+            self._adopt(held, structure)
         news = self._agreed(self._advance(held) if jax.process_index() == 0 else None)
         self.accounting.jobs, self.accounting.shots = news.jobs, news.shots
         if news.table is not None:
             self._latest = news
             self.accounting.accepted += 1
-        if news.table is not None or news.jobs != told:
+        if news.table is not None or news[:2] != self._told:
             opt_state = self._put(held, put_back, news)
         return opt_state, news.problem
 
     def _put(self, held: list[RefreshableCoefficients], put_back: Any, news: _News) -> PyTree:
+        """An answer, or what has been spent, put into the state."""
+        new: dict[str, Any] = {"jobs": self.accounting.jobs, "shots": self.accounting.shots}
+        self._told = self.accounting.jobs, self.accounting.shots
         if news.table is not None:
-            self._measured_at, self._age, self._age_underway = news.measured_at, news.age, None
+            new |= {"table": news.table, "measured_at": news.asked_at}
+            self._measured_at, self._age, self._age_underway = news.asked_at, 0, None
         renewed = list(held)
-        for i in self._mine or ():
-            renewed[i] = _renewed(held[i], news)
+        for i in self._mine:
+            arrays = {k: refreshable.overwrite(getattr(held[i], k), x) for k, x in new.items()}
+            if news.table is not None:  # moved, so that no step has to be waited for
+                arrays["age"] = held[i].steps_since_request
+            arrays["steps_since_request"] = refreshable.overwrite(held[i].steps_since_request, 0)
+            renewed[i] = held[i]._replace(**arrays)
         return put_back(renewed)
 
-    def _adopt(self, held: list[RefreshableCoefficients]) -> None:
+    def _adopt(self, held: list[RefreshableCoefficients], structure: Any) -> None:
         """Take over what a state knows, perhaps restored from an earlier run."""
-        if any(isinstance(one.circuit, Tracer) for one in held):
-            raise TypeError("opt_state is traced: a prober is called between steps, not in them.")
         circuit = refreshable.checksum(self._circuit)
         mine = [i for i, one in enumerate(held) if (refreshable.read(one.circuit) == circuit).all()]
         if not mine:
@@ -316,19 +332,19 @@ class RemoteProber:
                 "circuit; allowed are states of optimizers with Superposition(circuit, "
                 "refreshable=True)."
             )
-        self._mine, first = mine, held[mine[0]]
+        self._structure, self._mine, first = structure, mine, held[mine[0]]
         self._age, self._age_underway = int(refreshable.read(first.age).max()), None
         self._measured_at = int(refreshable.read(first.measured_at).min())
         done = self.accounting
-        done.jobs = max(done.jobs, int(refreshable.read(first.jobs).max()))
-        done.shots = max(done.shots, int(refreshable.read(first.shots).max()))
+        self._told = tuple(int(refreshable.read(x).max()) for x in (first.jobs, first.shots))
+        done.jobs, done.shots = max(done.jobs, self._told[0]), max(done.shots, self._told[1])
 
     def _agreed(self, news: _News | None) -> _News:
         """The first process's news, on all of them."""
         if jax.process_count() == 1:
             return cast(_News, news)
         news = news or _News(0, 0)
-        header = np.array([*news[:5], news.table is not None], np.uint32)
+        header = np.array([*news[:4], news.table is not None], np.uint32)
         *numbers, has_table = map(int, multihost_utils.broadcast_one_to_all(header))
         news = _News(*numbers, table=news.table)
         if not has_table:
@@ -340,14 +356,13 @@ class RemoteProber:
     def _advance(self, held: list[RefreshableCoefficients]) -> _News:
         """Collect an answer that has come, or ask for one that is due."""
         problem, table = _NO_PROBLEM, None
-        self._look_at_the_age(held[cast(list, self._mine)[0]].age)
         if self._deadline is not None:
             problem, table = self._collect()
-        elif self._is_due():
-            problem = self._submit()
-        asked_age, asked_at = self._asked
-        age = max(self._age - asked_age, 0)
-        return _News(self.accounting.jobs, self.accounting.shots, problem, age, asked_at, table)
+        else:
+            self._look_at_the_age(held[self._mine[0]].age)
+            if self._is_due():
+                problem = self._submit()
+        return _News(self.accounting.jobs, self.accounting.shots, problem, self._asked_at, table)
 
     def _look_at_the_age(self, age: Any) -> None:
         """Without waiting for the steps that are still being computed."""
@@ -369,7 +384,7 @@ class RemoteProber:
 
     def _submit(self) -> int:
         done, shots = self.accounting, self._shots_a_job
-        if done.jobs + 1 > done.max_jobs or done.shots + shots > (done.max_shots or _MOST):
+        if done.jobs + 1 > done.max_jobs or done.shots + shots > done.max_shots:
             problem = (
                 f"the budget is spent: {done.jobs} of max_jobs={done.max_jobs} jobs, {done.shots} "
                 f"of max_shots={done.max_shots} shots"
@@ -381,7 +396,7 @@ class RemoteProber:
         done.jobs += 1
         done.shots += shots
         self._deadline = time.monotonic() + self._timeout
-        self._asked = self._age, int(time.time())
+        self._asked_at = int(time.time())
         if self._process is None:
             self._process = self._start()
         self._process.send({"job": done.jobs})
@@ -453,12 +468,9 @@ class RemoteProber:
         raise TypeError(f"{self} cannot be pickled: it holds an open device.")
 
 
-def _renewed(held: RefreshableCoefficients, news: _News) -> RefreshableCoefficients:
-    new = {"jobs": news.jobs, "shots": news.shots}
-    if news.table is not None:
-        new |= {"table": news.table, "age": news.age, "measured_at": news.measured_at}
-    arrays = {name: refreshable.overwrite(getattr(held, name), x) for name, x in new.items()}
-    return held._replace(**arrays)
+def _check_concrete(held: list[RefreshableCoefficients]) -> None:
+    if any(isinstance(one.circuit, Tracer) for one in held):
+        raise TypeError("opt_state is traced: a prober is called between steps, not in them.")
 
 
 def _shots(probe_shots: Any, target_standard_error: Any) -> int:

@@ -4,11 +4,12 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import weakref
-from typing import Any, cast
+from typing import Any
 
 from qsgd_jax.circuit import check_installed
 
@@ -27,37 +28,43 @@ class WorkerProcess:
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
         }
+        jobs, self._input = os.pipe()
+        self._output, answers = os.pipe()
         self._popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "qsgd_jax.remote_worker"],
+            [sys.executable, "-P", "-m", "qsgd_jax.remote_worker", str(jobs), str(answers)],
             env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # What a client prints may hold what it should have kept to itself.
+            pass_fds=(jobs, answers),
+            # What a client prints may hold what it should have kept to itself; nobody is asked.
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # Ctrl-C is for the training loop.
+            # Ctrl-C is for the training loop; and all that a client starts ends with it.
             start_new_session=True,
         )
-        self._input, self._output = cast(Any, self._popen.stdin), cast(Any, self._popen.stdout)
-        os.set_blocking(self._output.fileno(), False)
+        self.end = weakref.finalize(self, _end, self._popen, (self._input, self._output))
+        os.close(jobs)
+        os.close(answers)
+        os.set_blocking(self._output, False)
         self._received = b""
-        self.end = weakref.finalize(self, _end, self._popen)
         self.send(specification)
 
     def send(self, message: dict[str, Any]) -> None:
         """Hand it a line, which it always reads."""
         with contextlib.suppress(OSError):  # that it has ended is found out by `receive`
-            self._input.write(json.dumps(message).encode() + b"\n")
-            self._input.flush()
+            unsent = json.dumps(message).encode() + b"\n"
+            while unsent:
+                unsent = unsent[os.write(self._input, unsent) :]
 
     def receive(self) -> dict[str, Any] | None:
         """The next message, if it is there."""
         while b"\n" not in self._received:
             try:
-                chunk = os.read(self._output.fileno(), 2**20)
+                chunk = os.read(self._output, 2**20)
             except BlockingIOError:
                 return None
             if not chunk:
-                raise EndedError(f"its process ended with exit code {self._popen.wait()}")
+                self.end()
+                raise EndedError(f"its process ended with exit code {self._popen.returncode}")
             self._received += chunk
         line, _, self._received = self._received.partition(b"\n")
         try:
@@ -73,11 +80,11 @@ class WorkerProcess:
         return message
 
 
-def _end(popen: subprocess.Popen) -> None:
-    popen.kill()
-    for stream in (popen.stdin, popen.stdout):
-        with contextlib.suppress(OSError):  # what was not sent to a process that had ended
-            cast(Any, stream).close()
+def _end(popen: subprocess.Popen, descriptors: tuple[int, int]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(popen.pid, signal.SIGKILL)
+    for descriptor in descriptors:
+        os.close(descriptor)
     popen.wait()
 
 

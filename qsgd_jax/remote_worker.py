@@ -1,22 +1,21 @@
-"""The process in which a `RemoteProber` keeps its device: `python -m qsgd_jax.remote_worker`.
+"""The process that keeps a `RemoteProber`'s device: `python -m qsgd_jax.remote_worker IN OUT`.
 
-It reads one JSON object a line from its standard input: what to open, then the number of each job
-(0: open the device, and no more). It writes as many to its standard output. What goes wrong is told
-by the kind of exception and the place: its message may hold what a client should have kept to
-itself.
+From the file descriptor IN it reads one JSON object a line: what to open, then the number of each
+job (0: open the device, and no more). To OUT it writes as many. What goes wrong is told by the kind
+of exception and the place: its message may hold what a client should have kept to itself.
 
-The process ends with its standard input, also while a job is under way, so that it outlives
-nobody.
+The process ends with IN, and with it all that a client has started, also while a job is under way.
 """
 
 import importlib
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -72,22 +71,21 @@ def _described(error: BaseException) -> str:
     return f"{name} in {frame.f_globals.get('__name__', '?')}, line {line}"
 
 
-def _read_jobs(jobs: "queue.SimpleQueue[int]") -> None:
-    for line in sys.stdin:
+def _read_jobs(lines: TextIO, jobs: "queue.SimpleQueue[int]") -> None:
+    for line in lines:
         jobs.put(json.loads(line)["job"])
-    os._exit(0)
+    os.killpg(0, signal.SIGKILL)
 
 
-def main() -> None:
+def main(read: int, write: int) -> None:
     """Answer jobs until the input ends."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a device prints is no answer
-    worker = _Worker(**json.loads(sys.stdin.readline()))
+    lines, answers = os.fdopen(read), os.fdopen(write, "w")
+    worker = _Worker(**json.loads(lines.readline()))
     jobs: queue.SimpleQueue[int] = queue.SimpleQueue()
-    threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
+    threading.Thread(target=_read_jobs, args=(lines, jobs), daemon=True).start()
     while True:
         print(json.dumps(worker.answer(jobs.get())), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

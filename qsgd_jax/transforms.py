@@ -359,7 +359,9 @@ def _next(count: Int32[Array, ""]) -> Int32[Array, ""]:
 
 
 def _a_step_older(held: RefreshableCoefficients | None) -> RefreshableCoefficients | None:
-    return held and held._replace(age=_next(held.age))
+    return held and held._replace(
+        age=_next(held.age), steps_since_request=_next(held.steps_since_request)
+    )
 
 
 def _strength_and_key(superposition, quantum_weight, state):

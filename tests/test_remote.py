@@ -206,6 +206,20 @@ def _runs(pid):
     return state != "Z"
 
 
+def test_clients_that_start_processes_print_and_ask(faulty_device):
+    jobs = faulty_device("none")
+    import faulty_device as plugin  # pyright: ignore[reportMissingImports]
+
+    with qsgd.RemoteProber(plugin.with_helpers, CIRCUIT, probe_shots=100, max_jobs=1) as prober:
+        prober.wait(OPTIMIZER.init(PARAMS))
+        (pids,) = jobs()
+        assert _runs(int(pids.split()[0]))
+    until = time.monotonic() + 30
+    while any(_runs(int(pid)) for pid in pids.split()):
+        assert time.monotonic() < until, "what the device's client started outlived it"
+        time.sleep(0.05)
+
+
 # What is wrong with the device is said when the prober is made.
 
 
@@ -246,6 +260,12 @@ def test_a_device_that_cannot_be_used_is_refused_before_the_first_job(faulty_dev
         ({"max_jobs": 0}, ValueError, ["max_jobs=0"]),
         ({"max_jobs": True}, TypeError, ["max_jobs=True"]),
         ({"max_shots": SHOTS_A_JOB - 1}, ValueError, ["too small for one probe", "20000"]),
+        ({"probe_shots": 10**8 * 3}, ValueError, ["probe_shots=300000000"]),
+        (
+            {"probe_shots": 10**8, "circuit": qsgd.Circuit(4)},
+            ValueError,
+            ["too small for one probe", "4294967295"],
+        ),
         ({"refresh_every": 0}, ValueError, ["refresh_every=0"]),
         ({"refresh_every": datetime.timedelta(0)}, ValueError, ["refresh_every=0.0"]),
         ({"timeout": -1}, ValueError, ["timeout=-1"]),
@@ -401,10 +421,52 @@ def test_wait_is_for_the_first_answer_only(scripted):
     state = prober.wait(OPTIMIZER.init(PARAMS))
     assert clock.now - before >= 30 and _held(state, "measured_at") == int(before)
     assert prober.wait(state) is state and len(script.submitted) == 1
-    # Another training run with the same prober takes the answer there is.
+    # Another training run with the same prober takes the answer there is, and what was spent.
+    state = _train(prober, state, 12)
     another = prober.wait(OPTIMIZER.init(PARAMS))
-    assert len(script.submitted) == 1 and _held(another, "age") == 0
+    assert len(script.submitted) == 2 and _held(another, "age") == 0
     np.testing.assert_array_equal(_held(another, "table"), _held(state, "table"))
+    assert _held(another, "jobs") == 2 and _held(another, "shots") == 2 * SHOTS_A_JOB
+
+
+def test_what_was_spent_is_never_lost_to_the_state(scripted):
+    """Also by those who catch an error, and those who go back to an earlier state."""
+    prober, _, clock = scripted(*["raise"] * 99, max_jobs=3, retries=9)
+    state = OPTIMIZER.init(PARAMS)
+    with pytest.raises(qsgd.ProbeError, match="budget"):
+        prober.wait(state)
+    state = _train(prober, state, 3, clock)
+    assert prober.accounting.jobs == _held(state, "jobs") == 3
+    prober, script, _ = scripted(max_jobs=3)
+    with pytest.raises(qsgd.ProbeError, match="budget"):
+        prober.wait(state)
+    assert not script.submitted
+
+    prober, _, clock = scripted()
+    state = earlier = prober.wait(OPTIMIZER.init(PARAMS))
+    state = _train(prober, state, 40, clock)
+    assert _held(state, "jobs") > 1
+    again = _train(prober, prober.wait(earlier), 1, clock)
+    assert _held(again, "jobs") == prober.accounting.jobs >= _held(state, "jobs")
+
+
+def test_the_age_is_that_of_the_state_however_late_it_is_seen(scripted, monkeypatch):
+    """As where steps are computed long after they have been asked for."""
+    prober, script, clock = scripted(*[5.0] * 9)
+    state = prober.wait(OPTIMIZER.init(PARAMS))
+
+    def look(age):
+        prober._age = max(int(age) - 3, 0)
+
+    monkeypatch.setattr(prober, "_look_at_the_age", look)
+    for _ in range(40):
+        asked, accepted = len(script.submitted), prober.accounting.accepted
+        state = _train(prober, state, 1, clock)
+        if len(script.submitted) > asked:
+            assert _held(state, "age") == 13  # due at 10, seen 3 steps later
+        if prober.accounting.accepted > accepted:
+            assert _held(state, "age") == 5  # steps of a second each since it was asked for
+    assert prober.accounting.accepted == 3
 
 
 def test_refresh_every_so_many_seconds(scripted):
@@ -430,6 +492,7 @@ def test_a_resumed_run_asks_nothing_before_it_is_due(scripted, every):
     assert len(script.submitted) == 1
     # The jobs of the run before belong to the budget.
     assert prober.accounting.jobs == _held(state, "jobs") == 2
+    assert prober.accounting.shots == _held(state, "shots") == 2 * SHOTS_A_JOB
     _train(prober, state, 30, clock)
     assert len(script.submitted) == 1 and "max_jobs=2" in str(prober.accounting.last_problem)
 
@@ -529,8 +592,11 @@ def test_looking_costs_a_hundredth_of_the_time(scripted, monkeypatch):
 
 
 def test_inside_a_compiled_step_it_is_refused(scripted):
-    with pytest.raises(TypeError, match="between steps"):
-        jax.jit(scripted()[0].refresh)(OPTIMIZER.init(PARAMS))
+    prober = scripted()[0]
+    state = prober.wait(OPTIMIZER.init(PARAMS))
+    for call in (prober.refresh, prober.wait):
+        with pytest.raises(TypeError, match="between steps"):
+            jax.jit(call)(state)
 
 
 def test_an_answer_that_cannot_be_read_is_a_failure():
@@ -555,6 +621,25 @@ def test_states_of_another_circuit_are_refused(scripted):
         with pytest.raises(ValueError, match="none of this prober's circuit"):
             prober.refresh(optimizer.init(PARAMS))
     assert not script.submitted
+
+
+def test_each_state_is_looked_at_for_itself(scripted):
+    """The circuits of another optimizer may stand elsewhere in its state."""
+    other = qsgd.Superposition(qsgd.Circuit(2, 1, seed=1), refreshable=True)
+    both = optax.chain(
+        qsgd.scale_by_superposition(0.5, other), qsgd.scale_by_superposition(0.5, SUPERPOSITION)
+    )
+    prober, script, _ = scripted()
+    script.answers = (0.9 * np.array(script.answers)).tolist()
+    state = prober.wait(OPTIMIZER.init(PARAMS))
+    assert prober.accounting.accepted == 1
+    state = prober.wait(both.init(PARAMS))
+    np.testing.assert_allclose(state[0].coefficients.table, other.coefficients, atol=1e-7)
+    np.testing.assert_allclose(
+        state[1].coefficients.table, 0.9 * SUPERPOSITION.coefficients, atol=1e-7
+    )
+    with pytest.raises(ValueError, match="none of this prober's circuit"):
+        scripted()[0].refresh(qsgd.scale_by_superposition(0.5, other).init(PARAMS))
 
 
 def test_a_state_of_several_circuits(scripted):
@@ -622,4 +707,5 @@ def test_a_state_on_a_mesh(scripted, axes):
             _, state = step({"kernel": kernel}, state, {"kernel": kernel})
             state = prober.refresh(state)
     assert len(script.submitted) == 2 and _held(state, "age") == 2
-    assert optax.tree.get(state, "table").sharding.is_fully_replicated
+    table = optax.tree.get(state, "table")
+    assert table.sharding.is_fully_replicated and len(table.sharding.device_set) == 4

@@ -1,6 +1,8 @@
 """A device that fails as remote ones do; what it did is written to the file FAULTY_DEVICE_LOG."""
 
+import multiprocessing
 import os
+import subprocess
 import sys
 import time
 
@@ -25,13 +27,18 @@ class FaultyDevice(LightningQubit):
     "all" have p = 0.3 together; one alone happens in every job.
     """
 
+    connected = True
+
     def execute(self, circuits, execution_config=None):
+        if not self.connected:
+            raise ConnectionError("open me anew")
         fault = self._next_fault()
         _tell(fault or "answer")
         secret = os.environ.get("FAULTY_DEVICE_TOKEN", "")
         print(secret)
         print(secret, file=sys.stderr)
         if fault == "raise":
+            self.connected = False
             raise ConnectionError(f"token={secret} was not accepted")
         if fault == "disconnect":
             os._exit(3)
@@ -72,6 +79,21 @@ class _ExactOnly(LightningQubit):
 def _tell(event):
     with open(os.environ["FAULTY_DEVICE_LOG"], "a") as log:
         log.write(f"{event}\n")
+
+
+def with_helpers():
+    """Opened by a client that starts processes, prints and asks for a password."""
+    pids = [subprocess.Popen(["sleep", "600"]).pid]
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        pids += pool.map(_helper, [0])
+    _tell(" ".join(map(str, pids)))
+    subprocess.run(["cat"], check=True)
+    print("{}")
+    return qml.device("lightning.qubit", wires=2)
+
+
+def _helper(_):
+    return os.getpid()
 
 
 def no_credentials():
