@@ -11,7 +11,7 @@ from qsgd_jax.circuit import Circuit
 # Settings off the grid, whose answers follow from those on it.
 _FURTHER = 8
 # How far hardware may be off: an answer from the noiseless one, half of the largest there is; those
-# off the grid, on average, from what the grid implies, as much as where rotations are 5 % too large.
+# off the grid, on average, from what the grid implies: so much where rotations are 5 % too large.
 _DEVIATION = 0.5
 _SPREAD = 0.1
 # What shots alone exceed less than once in a million probes: so many standard errors, or so many
