@@ -60,11 +60,6 @@ def qiskit_aer_manila() -> Any:
     return _qiskit_aer(4)
 
 
-def braket_noisy() -> Any:
-    """Braket's local simulator with depolarizing channels, four qubits."""
-    return _braket_with_noise(4)
-
-
 def _named(name: str) -> Callable[[int], Any]:
     return lambda wires: qml.device(name, wires=wires)
 

@@ -145,23 +145,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler()])
     module, _, function = args.device.partition(":")
     try:
-        report: dict[str, Any] = {
-            "benchmark": "remote_probing",
-            "provenance": reporting.provenance(),
-            "device": args.device,
-            **measure(
-                getattr(importlib.import_module(module), function),
-                qsgd.Circuit(depth=args.depth),
-                args.seconds,
-                {
-                    "probe_shots": args.probe_shots,
-                    "refresh_every": args.refresh_every,
-                    "max_jobs": args.max_jobs,
-                },
-            ),
-        }
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        parser.error(str(error))
+        device = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        parser.error(f"argument --device: {error}")
+    report: dict[str, Any] = {
+        "benchmark": "remote_probing",
+        "provenance": reporting.provenance(),
+        "device": args.device,
+        **measure(
+            device,
+            qsgd.Circuit(depth=args.depth),
+            args.seconds,
+            {
+                "probe_shots": args.probe_shots,
+                "refresh_every": args.refresh_every,
+                "max_jobs": args.max_jobs,
+            },
+        ),
+    }
     reporting.write_json(args.output / "remote_probing.json", report)
     _print(report)
 
