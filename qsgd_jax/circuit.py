@@ -22,8 +22,8 @@ _PACKAGES = {
     "qiskit.": "pennylane-qiskit",
 }
 
-Readout = Literal["expectation", "probabilities"]
-"""What a circuit answers: ⟨Z_j⟩ of each qubit, or the probability of each bitstring."""
+Readout = Literal["expectation", "probabilities", "amplitudes"]
+"""What a circuit answers: ⟨Z_j⟩ of each qubit, or each bitstring's probability or amplitude."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,11 +147,11 @@ class Circuit:
         Args:
           encoding: angle of each encoding gate in radians, `(..., uploads, n_qubits)`.
           angles: angle of each layer's gate in radians, `(..., depth, n_qubits, 2)`.
-          readout: `"expectation"` or `"probabilities"`.
+          readout: `"expectation"`, `"probabilities"` or `"amplitudes"`.
           wires: labels of the `n_qubits` wires; 0, 1, … where `None`.
 
         Returns:
-          `n_qubits` expectation values of Z, or the probabilities of the bitstrings.
+          `n_qubits` expectation values of Z, the probabilities of the bitstrings, or the state.
         """
         wires = list(range(self.n_qubits)) if wires is None else list(wires)
         for wire in wires:
@@ -168,6 +168,8 @@ class Circuit:
                     qml.CNOT(pair)
         if readout == "probabilities":
             return qml.probs(wires=wires)
+        if readout == "amplitudes":
+            return qml.state()
         return tuple(qml.expval(qml.Z(wire)) for wire in wires)
 
     def qnode(self, device: Any = "lightning.qubit", readout: Readout = "expectation") -> qml.QNode:
@@ -175,7 +177,7 @@ class Circuit:
 
         Args:
           device: a PennyLane device name or instance.
-          readout: `"expectation"` or `"probabilities"`.
+          readout: `"expectation"`, `"probabilities"` or `"amplitudes"`.
 
         Returns:
           A QNode of `theta`, shape `(..., n_qubits)` with at most one batch

@@ -3,7 +3,7 @@
 - Concrete inputs run at once on the host, in float64, whatever the device.
 - Traced inputs on `default.qubit` become part of the XLA program.
 - Traced inputs on any device that samples become one host callback with an effect, so that
-  each step measures anew; it has no derivative.
+  each step measures anew; it has no derivative, unless a key tells the measurements apart.
 - Traced inputs on any other device become one host callback for the whole batch,
   with the adjoint method as its derivative where the device has it (of expectations), else, and
   for higher derivatives, the parameter-shift rule.
@@ -59,6 +59,7 @@ def run(
     theta,
     readout: Readout = "expectation",
     shots: int | None = None,
+    key: jax.Array | None = None,
 ):
     """The circuit's answers at a batch of settings.
 
@@ -66,8 +67,10 @@ def run(
       circuit: the circuit; its angles may be traced.
       device: an open PennyLane device.
       theta: settings in half turns, shape `(batch, n_qubits)`, NumPy or JAX.
-      readout: `"expectation"` or `"probabilities"`.
+      readout: `"expectation"`, `"probabilities"`, or `"amplitudes"`: their real parts.
       shots: number of times the device measures each setting; `None` for its exact answer.
+      key: raw key data that differ from call to call. With them, measured answers are
+        differentiable too: measured again at the settings of the parameter-shift rule.
 
     Returns:
       Answers of shape `(batch, outputs)`: a float64 NumPy array if nothing is
@@ -87,11 +90,12 @@ def run(
     dtype = jnp.promote_types(jnp.result_type(*given), jnp.float32)
     encoding = circuit.encoding(jnp.asarray(theta, dtype))
     angles = jnp.asarray(circuit.angles, dtype)
-    if shots is not None:
+    if shots is not None and key is None:
         return _sampling_function(circuit, device, readout, shots)(encoding, angles)
-    if isinstance(device, DefaultQubit):
+    if shots is None and isinstance(device, DefaultQubit):
         return _run_traced(circuit, device, readout, encoding, angles)
-    return _host_function(circuit, device, readout)(encoding, angles)
+    key = jnp.zeros(2, jnp.uint32) if key is None else key
+    return _host_function(circuit, device, readout, shots)(encoding, angles, key)
 
 
 def run_settings(
@@ -122,9 +126,11 @@ def run_settings(
 
 
 @alone
-def check(circuit: Circuit, device: Device, shots: int | None) -> None:
+def check(
+    circuit: Circuit, device: Device, shots: int | None, readout: Readout = "expectation"
+) -> None:
     """Let the device refuse what it cannot run or measure, without running anything."""
-    _Prepared(circuit, device, "expectation", shots=shots)
+    _Prepared(circuit, device, readout, shots=shots)
 
 
 def measures_only(device: Device) -> bool:
@@ -155,38 +161,55 @@ def _run_traced(circuit, device, readout, encoding, angles):
         warnings.filterwarnings("ignore", "Explicitly requested dtype .*complex128", UserWarning)
         warnings.filterwarnings("ignore", "jax.core.is_concrete", DeprecationWarning)
         answers = qnode(encoding, angles)
-    stacked = answers if readout == "probabilities" else jnp.stack(answers, axis=-1)
-    return stacked.astype(encoding.dtype)
+    return _stacked(answers, readout, circuit.n_qubits).astype(encoding.dtype)
+
+
+def _stacked(answers, readout, n_qubits):
+    """What a broadcast tape answered, `(batch, outputs)`."""
+    if readout == "expectation":
+        return (np if isinstance(answers[0], np.ndarray) else jnp).stack(answers, axis=-1)
+    return answers if readout == "probabilities" else _real_amplitudes(answers, n_qubits)
+
+
+def _real_amplitudes(states, n_qubits):
+    """The real parts of `(batch, amplitudes)`, those of the device's further wires at rest."""
+    if states.ndim != 2:
+        raise ValueError(
+            f"readout='amplitudes' needs pure states; the device answers shape {states.shape[1:]}."
+        )
+    return states.reshape(len(states), 2**n_qubits, -1)[:, :, 0].real
 
 
 @alone
-def _run_on_host(circuit, device, readout, encoding, angles, shots=None) -> np.ndarray:
+def _run_on_host(
+    circuit, device, readout, encoding, angles, shots=None, prepare=None
+) -> np.ndarray:
     """Gate angles to answers, `(*lead, batch, outputs)`; NumPy in and out.
 
-    `encoding` is `(*lead, batch, uploads, n)` and `angles` `(*lead, depth, n, 2)`. No JAX
-    call is made here: inside a callback it would deadlock.
+    `encoding` is `(*lead, batch, uploads, n)` and `angles` `(*lead, depth, n, 2)`; `prepare`
+    remembers what it made ready. No JAX call is made here: inside a callback it would deadlock.
     """
     if isinstance(device, DefaultQubit):
         answers = _run_broadcast(circuit, device, readout, encoding, angles, shots)
     else:
-        prepared = _Prepared(circuit, device, readout, shots=shots)
+        prepared = (prepare or _Prepared)(circuit, device, readout, None, shots)
         answers = _in_chunks(prepared.answers, prepared.tapes(encoding, angles), circuit.n_qubits)
     return answers.reshape((*encoding.shape[:-2], circuit.n_outputs(readout)))
 
 
 @alone
-def _slopes_on_host(circuit, device, readout, encoding, angles) -> np.ndarray:
-    """The derivative of each answer by each gate's angle, `(*lead, batch, outputs, gates)`."""
-    prepared = _Prepared(circuit, device, readout, "adjoint")
+def _slopes_on_host(circuit, device, encoding, angles, prepare) -> np.ndarray:
+    """The derivative of each ⟨Z_j⟩ by each gate's angle, `(*lead, batch, outputs, gates)`."""
+    prepared = prepare(circuit, device, "expectation", "adjoint")
     slopes = _in_chunks(prepared.slopes, prepared.tapes(encoding, angles), circuit.n_qubits)
-    return slopes.reshape((*encoding.shape[:-2], circuit.n_outputs(readout), prepared.n_gates))
+    return slopes.reshape((*encoding.shape[:-2], circuit.n_qubits, prepared.n_gates))
 
 
 def _in_chunks(ask, tapes, n_qubits) -> np.ndarray:
     limit = 1 if n_qubits < _FEWEST_QUBITS_FOR_THREADS else None
     with threadpool_limits(limit, user_api="openmp"):
         chunks = iter(lambda: list(itertools.islice(tapes, _MAX_BATCH)), [])
-        answers = [np.asarray(ask(chunk), np.float64) for chunk in chunks]
+        answers = [np.asarray(ask(chunk)) for chunk in chunks]
     return np.concatenate(answers or [np.zeros(0)])
 
 
@@ -201,7 +224,7 @@ def _run_broadcast(circuit, device, readout, encoding, angles, shots) -> np.ndar
         chunk = slice(i, i + _MAX_BATCH)
         tape = _tape(circuit, device, readout, encoding[chunk], angles[chunk], shots)
         (found,) = qml.execute([tape], device, diff_method=None)
-        found = found if readout == "probabilities" else np.stack(found, axis=-1)
+        found = _stacked(found, readout, circuit.n_qubits)
         answers.append(found.reshape(-1, circuit.n_outputs(readout)))
     return np.concatenate(answers)
 
@@ -219,7 +242,7 @@ class _Prepared:
     """
 
     def __init__(self, circuit, device, readout, gradient_method=None, shots=None):
-        self._device = device
+        self._device, self._readout, self._n_qubits = device, readout, circuit.n_qubits
         shapes = (circuit.uploads, circuit.n_qubits), (circuit.depth, circuit.n_qubits, 2)
         split, self.n_gates = math.prod(shapes[0]), sum(map(math.prod, shapes))
         # A tape of labels shows where each parameter stands in the circuit.
@@ -237,8 +260,14 @@ class _Prepared:
         )
         ready, finish = device.preprocess_transforms(self._config)([self.tape])
         self.is_native = (
-            len(ready) == 1 and qml.equal(ready[0], self.tape) and _returns_unchanged(finish)
+            len(ready) == 1
+            and ready[0].shots == self.tape.shots
+            and _same_gates(ready[0], self.tape)
+            and _returns_unchanged(finish)
         )
+        if self.is_native:  # it may name the wires of a measurement of all
+            self.tape = ready[0]
+            self.tape.trainable_params = places.tolist()
 
     def tapes(self, encoding, angles) -> Iterator[QuantumScript]:
         for lead in np.ndindex(angles.shape[:-3]):
@@ -248,13 +277,23 @@ class _Prepared:
 
     def answers(self, tapes):
         if self.is_native:
-            return self._device.execute(tapes, self._config)
-        return qml.execute(tapes, self._device, diff_method=None)
+            answers = self._device.execute(tapes, self._config)
+        else:
+            answers = qml.execute(tapes, self._device, diff_method=None)
+        if self._readout == "amplitudes":
+            return _real_amplitudes(np.asarray(answers), self._n_qubits)
+        return np.asarray(answers, np.float64)
 
     def slopes(self, tapes):
         slopes = self._device.compute_derivatives(tapes, self._config)
         slopes = np.asarray(slopes, np.float64).reshape(len(tapes), -1, self.n_gates)
         return slopes[..., self._order_of_slopes]
+
+
+def _same_gates(first, second) -> bool:
+    return len(first.operations) == len(second.operations) and all(
+        map(qml.equal, first.operations, second.operations)
+    )
 
 
 def _returns_unchanged(finish) -> bool:
@@ -268,15 +307,15 @@ def _returns_unchanged(finish) -> bool:
 
 
 @alone
-def _has_adjoint(circuit, device, readout) -> bool:
-    """Whether the device differentiates the circuit by itself."""
+def _has_adjoint(circuit, device) -> bool:
+    """Whether the device differentiates the circuit's expectation values by itself."""
     config, tape = (
         ExecutionConfig(gradient_method="adjoint"),
-        _Prepared(circuit, device, readout).tape,
+        _Prepared(circuit, device, "expectation").tape,
     )
     return (
         device.supports_derivatives(config, tape)
-        and _Prepared(circuit, device, readout, "adjoint").is_native
+        and _Prepared(circuit, device, "expectation", "adjoint").is_native
     )
 
 
@@ -297,36 +336,46 @@ def _sampling_function(circuit, device, readout, shots):
     return call
 
 
-def _host_function(circuit, device, readout):
-    """A JAX function `(encoding, angles) -> answers` that asks the device by one callback."""
-    outputs = circuit.n_outputs(readout)
+def _host_function(circuit, device, readout, shots=None):
+    """A JAX function `(encoding, angles, key) -> answers` that asks the device by one callback.
 
-    def ask(function, shape, encoding, angles):
-        def host(encoding, angles):
-            found = function(circuit, device, readout, np.asarray(encoding), np.asarray(angles))
+    The key is an operand only: XLA takes calls of the same operands to have the same result.
+    """
+    outputs, prepare = circuit.n_outputs(readout), functools.cache(_Prepared)
+
+    def ask(function, shape, encoding, angles, *rest):
+        def host(encoding, angles, *_):
+            found = function(np.asarray(encoding), np.asarray(angles))
             return found.astype(encoding.dtype)
 
         result = jax.ShapeDtypeStruct((encoding.shape[0], *shape), encoding.dtype)
-        return jax.pure_callback(host, result, encoding, angles, vmap_method="broadcast_all")
+        return jax.pure_callback(host, result, encoding, angles, *rest, vmap_method="broadcast_all")
 
     @jax.custom_jvp
-    def answers(encoding, angles):
-        return ask(_run_on_host, (outputs,), encoding, angles)
+    def answers(encoding, angles, key):
+        def run(encoding, angles):
+            return _run_on_host(circuit, device, readout, encoding, angles, shots, prepare)
 
-    if not _has_adjoint(circuit, device, readout):
-        answers.defjvp(_shift_rule(answers), symbolic_zeros=True)
+        return ask(run, (outputs,), encoding, angles, key)
+
+    if readout != "expectation" or shots is not None or not _has_adjoint(circuit, device):
+        answers.defjvp(_shift_rule(answers, readout), symbolic_zeros=True)
         return answers
 
     @jax.custom_jvp
-    def slopes(encoding, angles):
+    def slopes(encoding, angles, key):
         gates = math.prod(encoding.shape[1:]) + math.prod(angles.shape)
-        return ask(_slopes_on_host, (outputs, gates), encoding, angles)
 
-    slopes.defjvp(_shift_rule(slopes), symbolic_zeros=True)
+        def differentiate(encoding, angles):
+            return _slopes_on_host(circuit, device, encoding, angles, prepare)
+
+        return ask(differentiate, (outputs, gates), encoding, angles, key)
+
+    slopes.defjvp(_shift_rule(slopes, readout), symbolic_zeros=True)
 
     @answers.defjvp
     def adjoint_rule(primals, tangents):
-        encoding, angles = primals
+        encoding, angles, _ = primals
         d_encoding = tangents[0].reshape(len(encoding), math.prod(encoding.shape[1:]))
         d_angles = jnp.broadcast_to(tangents[1].ravel(), (len(encoding), angles.size))
         d_gates = jnp.concatenate([d_encoding, d_angles], axis=1)
@@ -335,34 +384,36 @@ def _host_function(circuit, device, readout):
     return answers
 
 
-def _shift_rule(function):
-    """∂f/∂α = [f(α + π/2) − f(α − π/2)] / 2 for each gate; itself made of `function`s."""
+def _shift_rule(function, readout):
+    """∂f/∂α = [f(α + π/2) − f(α − π/2)] / 2 for each gate; itself made of `function`s.
+
+    Amplitudes, which are linear in the gates, have ∂f/∂α = f(α + π) / 2.
+    """
+    steps, factors = (np.pi / 2, -np.pi / 2), (0.5, -0.5)
+    if readout == "amplitudes":
+        steps, factors = (np.pi,), (0.5,)
 
     def rule(primals, tangents):
-        encoding, angles = primals
-        d_encoding, d_angles = tangents
-        value = function(encoding, angles)
-        tangent = jnp.zeros_like(value)
+        encoding, angles, key = primals
+        d_encoding, d_angles, _ = tangents
+        value = function(*primals)
+        tangent, weights = jnp.zeros_like(value), jnp.asarray(factors, value.dtype)
         if not isinstance(d_encoding, SymbolicZero):
-            shifts = _shifts(encoding.shape[1:], encoding.dtype)[:, :, None]
-            plus, minus = jax.vmap(jax.vmap(function, (0, None)), (0, None))(
-                encoding + shifts, angles
-            )
+            moved = encoding + _shifts(steps, encoding.shape[1:], encoding.dtype)[:, :, None]
+            found = jax.vmap(jax.vmap(lambda x: function(x, angles, key)))(moved)
             flat = d_encoding.reshape(len(encoding), math.prod(encoding.shape[1:]))
-            tangent += jnp.einsum("gb...,bg->b...", (plus - minus) / 2, flat)
+            tangent += jnp.einsum("s,sgb...,bg->b...", weights, found, flat)
         if not isinstance(d_angles, SymbolicZero):
-            shifts = _shifts(angles.shape, angles.dtype)
-            plus, minus = jax.vmap(jax.vmap(function, (None, 0)), (None, 0))(
-                encoding, angles + shifts
-            )
-            tangent += jnp.einsum("gb...,g->b...", (plus - minus) / 2, d_angles.ravel())
+            moved = angles + _shifts(steps, angles.shape, angles.dtype)
+            found = jax.vmap(jax.vmap(lambda x: function(encoding, x, key)))(moved)
+            tangent += jnp.einsum("s,sgb...,g->b...", weights, found, d_angles.ravel())
         return value, tangent
 
     return rule
 
 
-def _shifts(shape, dtype):
-    """±π/2 on one gate at a time, shape `(2, gates, *shape)`."""
+def _shifts(steps, shape, dtype):
+    """Each step on one gate at a time, shape `(steps, gates, *shape)`."""
     gates = math.prod(shape)
-    plus = np.pi / 2 * np.eye(gates).reshape((gates, *shape))
-    return jnp.asarray(np.stack([plus, -plus]), dtype)
+    one_at_a_time = np.eye(gates).reshape((gates, *shape))
+    return jnp.asarray(np.stack([step * one_at_a_time for step in steps]), dtype)

@@ -1,0 +1,235 @@
+"""A trigonometric polynomial of one scalar, evaluated at very many of them at once.
+
+A circuit in which one input x turns `degree` rotations by x is, in its amplitudes,
+
+    f(x) = Σ_ν a_ν cos νx + b_ν sin νx,   ν = degree/2, degree/2 − 1, …, ½ or 0,
+
+and in its probabilities the same of twice the degree. Its `degree + 1` coefficients follow from
+as many runs.
+
+References:
+  Schuld, Sweke, Meyer, "Effect of data encoding on the expressive power of
+  variational quantum-machine-learning models", arXiv:2008.08605.
+"""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from qsgd_jax.fourier import cospi, in_one_loop, sinpi
+
+Coefficients = Float[Array, "2 frequencies *#shape"]
+"""a and b, lowest frequency first; further axes broadcast against those of x."""
+
+# 2π in parts of few bits, so that their products with small integers are exact.
+_TWO_PI = (6.28125, 0.00193500518798828125, 3.0199159819567529e-7)
+# Rows of scores that one loop adds up before it writes, shared by all its harmonics: more
+# compile slowly, fewer are bound by memory.
+_UNROLLED = 80
+
+
+def frequencies(degree: int) -> np.ndarray:
+    """The frequencies ν in radians⁻¹, lowest first.
+
+    Example:
+      >>> from qsgd_jax import harmonics
+      >>> harmonics.frequencies(3), harmonics.frequencies(4)
+      (array([0.5, 1.5]), array([0., 1., 2.]))
+    """
+    return np.arange(degree % 2, degree + 1, 2) / 2
+
+
+def settings(degree: int) -> np.ndarray:
+    """The `degree + 1` inputs to run the circuit at, in radians; none is 0."""
+    return 2 * np.pi * (np.arange(degree + 1) + 0.25) / (degree + 1)
+
+
+def coefficients(values: Float[Array, " settings"], degree: int) -> Coefficients:
+    r"""The coefficients of the polynomial from its values at `settings`.
+
+    .. math:: a_\nu = \frac{2 - \delta_{\nu 0}}{N + 1} \sum_s f(x_s) \cos \nu x_s, \qquad
+      b_\nu = \frac{2}{N + 1} \sum_s f(x_s) \sin \nu x_s
+
+    The sum of two frequencies is an integer below N + 1, also where both are halves of odd
+    numbers; so the discrete orthogonality holds for either parity.
+
+    Args:
+      values: f at the settings, shape `(..., degree + 1)`.
+      degree: N, the number of rotations by x (twice that for probabilities).
+
+    Returns:
+      a and b, shape `(2, frequencies, ...)`.
+
+    Example:
+      >>> import numpy as np
+      >>> from qsgd_jax import harmonics
+      >>> x = harmonics.settings(2)
+      >>> print(np.round(harmonics.coefficients(3 + 2 * np.sin(x), 2), 5) + 0.0)
+      [[3. 0.]
+       [0. 2.]]
+    """
+    phases = np.outer(settings(degree), frequencies(degree))
+    dual = np.stack([np.cos(phases), np.sin(phases)]) * 2 / (degree + 1)
+    dual[:, :, frequencies(degree) == 0] /= 2
+    values = jnp.asarray(values)
+    dual = jnp.asarray(dual, values.dtype)
+    return jnp.einsum("...s,csf->cf...", values, dual, precision=jax.lax.Precision.HIGHEST)
+
+
+def _cosine_and_sine(x, halved: bool):
+    """Of x or of x/2, whatever the size of x."""
+    if x.dtype == jnp.float64:
+        angle = x / 2 if halved else x
+        return jnp.cos(angle), jnp.sin(angle)
+    scale = 2 if halved else 1
+    turns = jnp.round(x * (1 / (scale * 2 * np.pi)))
+    for part in _TWO_PI:
+        x = x - turns * jnp.asarray(scale * part, x.dtype)
+    half_turns = x * (1 / (scale * np.pi))
+    return cospi(half_turns), sinpi(half_turns)
+
+
+def _powers(x, first, degree: int):
+    """`first` times cos νx and sin νx for each frequency; by rotations, which keep errors small."""
+    cosine, sine = _cosine_and_sine(x, halved=bool(degree % 2))
+    if degree % 2:
+        real, imaginary = first * cosine, first * sine
+        cosine, sine = (cosine - sine) * (cosine + sine), 2 * cosine * sine
+    else:
+        real, imaginary = first, jnp.zeros_like(first)
+    yield real, imaginary
+    for _ in range(degree // 2):
+        real, imaginary = real * cosine - imaginary * sine, imaginary * cosine + real * sine
+        yield real, imaginary
+
+
+def evaluate(
+    table: Coefficients, degree: int, x: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    r"""The polynomial at each x, elementwise, by Horner's rule in `e^{ix}`.
+
+    .. math:: f(x) = \sum_\nu a_\nu \cos \nu x + b_\nu \sin \nu x
+
+    Args:
+      table: a and b, shape `(2, frequencies, ...)`; further axes broadcast against x.
+      degree: N, of which `frequencies` are those of the table.
+      x: in radians, float32 or float64, of any size.
+
+    Returns:
+      f(x), of the shape and dtype of x.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from qsgd_jax import harmonics
+      >>> two_and_cosine = jnp.array([[2.0, 1.0], [0.0, 0.0]])
+      >>> print(harmonics.evaluate(two_and_cosine, 2, jnp.array([0.0, jnp.pi])))
+      [3. 1.]
+    """
+    table = table.astype(x.dtype)
+    cosine, sine = _cosine_and_sine(x, halved=bool(degree % 2))
+    step, turn = (cosine, sine), (cosine, sine)
+    if degree % 2:
+        step = (cosine - sine) * (cosine + sine), 2 * cosine * sine
+    # Re Σ (a − ib) z^k with z = e^{ix}: `real` and `imaginary` are those of the inner brackets.
+    real, imaginary = table[0, -1], -table[1, -1]
+    for a, b in zip(table[0, -2::-1], table[1, -2::-1], strict=True):
+        real, imaginary = (
+            real * step[0] - imaginary * step[1] + a,
+            real * step[1] + imaginary * step[0] - b,
+        )
+    if degree % 2:
+        real = real * turn[0] - imaginary * turn[1]
+    return jnp.broadcast_to(real, x.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def add_where(
+    table: Coefficients,
+    degree: int,
+    factor: float,
+    x: Float[Array, "*shape"],
+    weights: Float[Array, "*shape"],
+    allowed: Bool[Array, "*#shape"],
+) -> Float[Array, "*shape"]:
+    r"""The polynomial added to weights where that is allowed.
+
+    .. math:: w + \mathbb{1}_\text{allowed}\, f(sx)
+
+    Backward, it keeps x alone and goes over it twice, once for x and once for all coefficients.
+    Reverse mode works, and any mode on top of it (`jax.hessian`); `jax.jvp` of it is refused.
+
+    Args:
+      table: a and b, shape `(2, frequencies, ...)`; further axes broadcast against x.
+      degree: N, of which `frequencies` are those of the table.
+      factor: s.
+      x: in units of 1/s radians, float32 or float64, two axes or more.
+      weights: what is added to, of the shape and dtype of x.
+      allowed: where; broadcasts against x. Elsewhere not even NaN in x has an influence.
+
+    Returns:
+      The sum, of the shape and dtype of x.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from qsgd_jax import harmonics
+      >>> cosine, x = jnp.array([[0.0, 1.0], [0.0, 0.0]]), jnp.zeros((1, 2))
+      >>> print(harmonics.add_where(cosine, 2, 1.0, x, x, jnp.array([True, False])))
+      [[1. 0.]]
+    """
+    # The select stands last because XLA:CPU would hand sums and products that end in a matrix
+    # product to a library, which runs them one by one: three times slower.
+    return jnp.where(allowed, weights + evaluate(table, degree, factor * x), weights)
+
+
+def _forward(table, degree, factor, x, weights, allowed):
+    return add_where(table, degree, factor, x, weights, allowed), (table, x, allowed)
+
+
+def _backward(degree, factor, saved, cotangent):
+    table, x, allowed = saved
+    nu = jnp.asarray(factor * frequencies(degree), table.dtype).reshape((-1,) + (1,) * (table.ndim - 2))
+    slope = evaluate(jnp.stack([nu * table[1], -nu * table[0]]), degree, factor * x)
+    of_x = jnp.where(allowed, slope * cotangent, 0)
+    of_table = _moments(x, cotangent, allowed, degree, factor, table.shape[2:])
+    return of_table.astype(table.dtype), of_x, cotangent, None
+
+
+add_where.defvjp(_forward, _backward)
+
+
+def _moments(x, g, allowed, degree: int, factor: float, shape: tuple[int, ...]):
+    """Σ g cos νsx and Σ g sin νsx where allowed, over the axes that `shape` lacks.
+
+    Written out for several rows at a time, so that little of what one loop adds up goes through
+    memory; XLA:CPU would give each sum its own loop, and none a vector instruction. The rows are
+    taken off an axis of their own: of a sharded axis XLA takes wrong ones by a stride.
+    """
+    arrays, length = (x, g, jnp.broadcast_to(allowed, x.shape)), x.shape[-2]
+    unrolled = max(1, _UNROLLED // len(frequencies(degree)))
+    whole = length - length % unrolled
+    blocks = [y[..., :whole, :].reshape((*y.shape[:-2], -1, unrolled, y.shape[-1])) for y in arrays]
+    parts = [[[y[..., r, :] for y in blocks] for r in range(unrolled)]] if whole else []
+    if whole < length:
+        parts.append([[y[..., r, None, :] for y in arrays] for r in range(whole, length)])
+
+    def powers(x, g, allowed):
+        x, g = jnp.where(allowed, factor * x, 0), jnp.where(allowed, g, 0)
+        return [each for pair in _powers(x, g, degree) for each in pair]
+
+    totals = 0
+    for part in parts:
+        terms = zip(*(powers(*row) for row in part), strict=True)
+        sums = in_one_loop([functools.reduce(operator.add, term) for term in terms])
+        totals += jnp.stack([_sum_to(each, shape) for each in sums])
+    return jnp.moveaxis(totals.reshape((-1, 2, *shape)), 1, 0)
+
+
+def _sum_to(array, shape):
+    """The sum over the axes that broadcasting from `shape` would have added."""
+    lead = array.ndim - len(shape)
+    kept = [lead + i for i, size in enumerate(shape) if size > 1]
+    return array.sum([i for i in range(array.ndim) if i not in kept]).reshape(shape)
