@@ -120,7 +120,8 @@ def _compiled_step(graph: nnx.GraphDef, optimizer: optax.GradientTransformation)
     ):
         def mean_loss(params: PyTree) -> Float[Array, ""]:
             rngs = None if key is None else nnx.Rngs(dropout=jax.random.fold_in(key, index))
-            logits = nnx.merge(graph, params)(tokens, rngs=rngs)
+            model = nnx.merge(graph, params)
+            logits = model(tokens, deterministic=rngs is None, rngs=rngs)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         loss, gradients = jax.value_and_grad(mean_loss)(params)

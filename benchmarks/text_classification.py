@@ -9,16 +9,18 @@ import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
+from flax import nnx
 from tqdm import tqdm
 
-from benchmarks import comparison, datasets, reporting, training
+from benchmarks import attention_figures, comparison, datasets, reporting, training
 from benchmarks.arms import ARMS, KEYS, Arm, parse_arm
 from benchmarks.datasets import Dataset
 from benchmarks.devices import DEVICES
 from benchmarks.training import Result, Run
+from qsgd_jax.nn.attention import AttentionReadout
 
 DESCRIPTION = """\
 Train a small transformer on text classification with several optimizers (arms), side by side.
@@ -27,6 +29,9 @@ Seed s starts from the same weights and sees the same examples and dropout masks
 differences between arms are taken seed by seed. The model and the training settings are the
 paper's (arXiv:2511.01918): embedding 64, 4 heads, feed-forward 128, 2 layers, dropout 0.1; batch
 32, learning rate 1e-3, beta (0.9, 0.999), epsilon 1e-8, weight decay 0, float32.
+
+With --attention quantum, the attention of every arm runs the paper's circuit (4 qubits, depth 2) on
+every score; with "classical quantum", each arm trains both models, from the same initial weights.
 
 Data sets:
   synthetic   At which of 8 topics does a sequence start its round through all of them? The bag of
@@ -43,6 +48,7 @@ arms:
 files in the output folder:
   text_classification.json   every epoch of every seed, summaries, versions, device, arguments
   text_classification.png    validation accuracy, mean over seeds with 95 % bands
+  quantum_attention.png      of the first arm with quantum attention: what its circuits have learned
 
 figures:
   epochs to target   when the validation accuracy, smoothed by a centred running mean over 3
@@ -59,8 +65,21 @@ examples:
       --arm "everywhere:quantum_weight=0.5,weigh=update,coverage=everywhere,depth=2"
   python -m benchmarks.text_classification --arms adam \\
       --arm "sampled:quantum_weight=0.5,weigh=update,shots=16,device=default.qubit"
+  python -m benchmarks.text_classification --arms adam lambda-0.5 --attention classical quantum
   python -m benchmarks.text_classification --dataset clinc150 --data PATH --labels intents
 """
+
+ATTENTIONS = ("classical", "quantum")
+SCORES = np.linspace(-4 * np.pi, 4 * np.pi, 241)  # radians, where Φ is drawn
+
+
+class Trained(NamedTuple):
+    """An arm with one of the models."""
+
+    label: str
+    settings: str
+    quantum: bool
+    result: Result
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,12 +100,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     _describe(dataset)
 
-    results = {name: _train(arm, dataset, args) for name, arm in arms.items()}
-    report = _report(arms, results, dataset, args)
+    trained = {
+        name if attention == "classical" else f"{name}, {attention}": _train(
+            arm, attention == "quantum", dataset, args
+        )
+        for name, arm in arms.items()
+        for attention in args.attention
+    }
+    report = _report(trained, dataset, args)
     reporting.write_json(args.output / "text_classification.json", report)
-    _plot(args.output / "text_classification.png", arms, results, dataset, args)
+    _plot(args.output / "text_classification.png", trained, dataset, args)
+    first = next((name for name, one in trained.items() if one.quantum), None)
+    if first is not None:
+        runs = trained[first].result.runs
+        models = [nnx.merge(trained[first].result.graph, run.params) for run in runs]
+        attention_figures.plot(
+            args.output / "quantum_attention.png",
+            SCORES,
+            [attention_figures.learned(model, SCORES) for model in models],
+            [run.diagnostics for run in runs],
+            title=f"{dataset.name}, {trained[first].label}: a line for each seed",
+        )
     comparison.print_tables(report["arms"], args.target)
-    print(f"Wrote text_classification.json and .png to {args.output}")
+    print(f"Wrote text_classification.json and the figures to {args.output}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,6 +162,20 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive(int),
         metavar="N",
         help="measurements of each setting of a probe (default: exact answers)",
+    )
+    compared.add_argument(
+        "--attention",
+        nargs="+",
+        choices=ATTENTIONS,
+        default=["classical"],
+        metavar="KIND",
+        help=f"attention of the models, among {', '.join(ATTENTIONS)} (default: classical)",
+    )
+    compared.add_argument(
+        "--readout",
+        choices=get_args(AttentionReadout),
+        default="amplitude",
+        help="what quantum attention reads off its circuits (default: %(default)s)",
     )
     _add(compared, "seeds", _positive(int), 5, "runs of each arm, seeds 0, 1, ...")
     _add(compared, "target", _fraction, 0.9, "validation accuracy that the arms race for")
@@ -223,8 +273,9 @@ def _describe(dataset: Dataset) -> None:
     print(f"{dataset.name}: {sizes} examples, {dataset.n_classes} classes{best}")
 
 
-def _train(arm: Arm, dataset: Dataset, args: argparse.Namespace) -> Result:
-    with tqdm(total=args.epochs * args.seeds, desc=f"{arm.label:24}", unit="epoch") as bar:
+def _train(arm: Arm, quantum: bool, dataset: Dataset, args: argparse.Namespace) -> Trained:
+    label = f"{arm.label}, quantum" if quantum else arm.label
+    with tqdm(total=args.epochs * args.seeds, desc=f"{label:24}", unit="epoch") as bar:
 
         def on_epoch(runs: Sequence[Run]) -> None:
             started = [run for run in runs if run.train_loss]
@@ -235,22 +286,25 @@ def _train(arm: Arm, dataset: Dataset, args: argparse.Namespace) -> Result:
             )
             bar.update()
 
-        return training.train(
+        result = training.train(
             partial(arm.optimizer, args),
             dataset,
             seeds=range(args.seeds),
             epochs=args.epochs,
             batch_size=args.batch_size,
             on_epoch=on_epoch,
+            model={"quantum": quantum, "readout": args.readout},
+            diagnose=attention_figures.sizes if quantum else None,
         )
+    return Trained(label, arm.settings, quantum, result)
 
 
 def _report(
-    arms: Mapping[str, Arm], results: Mapping[str, Result], dataset: Dataset, args: Any
+    trained: Mapping[str, Trained], dataset: Dataset, args: argparse.Namespace
 ) -> dict[str, Any]:
     figures = {
-        name: [comparison.figures(run, args.target) for run in result.runs]
-        for name, result in results.items()
+        name: [comparison.figures(run, args.target) for run in one.result.runs]
+        for name, one in trained.items()
     }
     first = next(iter(figures.values()))
     arguments = {key: value for key, value in vars(args).items() if key not in ("data", "output")}
@@ -270,18 +324,21 @@ def _report(
         },
         "arms": {
             name: {
-                "label": arms[name].label,
-                "settings": arms[name].settings,
-                "compile_seconds": result.compile_seconds,
-                "wall_seconds": result.wall_seconds,
+                "label": one.label,
+                "settings": one.settings,
+                "attention": "quantum" if one.quantum else "classical",
+                "compile_seconds": one.result.compile_seconds,
+                "wall_seconds": one.result.wall_seconds,
                 "summary": comparison.summary(figures[name]),
                 "minus_first_arm": comparison.differences(figures[name], first),
                 "runs": [
-                    _curves(run) | {key: reporting.finite(value) for key, value in row.items()}
-                    for run, row in zip(result.runs, figures[name], strict=True)
+                    _curves(run)
+                    | (_attention(one, run) if one.quantum else {})
+                    | {key: reporting.finite(value) for key, value in row.items()}
+                    for run, row in zip(one.result.runs, figures[name], strict=True)
                 ],
             }
-            for name, result in results.items()
+            for name, one in trained.items()
         },
     }
 
@@ -292,12 +349,15 @@ def _curves(run: Run) -> dict[str, Any]:
     return {"seed": run.seed} | curves
 
 
+def _attention(one: Trained, run: Run) -> dict[str, Any]:
+    layers = attention_figures.learned(nnx.merge(one.result.graph, run.params), SCORES)
+    epochs = [{name: row.tolist() for name, row in each.items()} for each in run.diagnostics]
+    kept = [{name: layer[name] for name in ("frequencies", "spectrum")} for layer in layers]
+    return {"attention": {"layers": kept, "epochs": epochs}}
+
+
 def _plot(
-    path: Path,
-    arms: Mapping[str, Arm],
-    results: Mapping[str, Result],
-    dataset: Dataset,
-    args: argparse.Namespace,
+    path: Path, trained: Mapping[str, Trained], dataset: Dataset, args: argparse.Namespace
 ) -> None:
     lines = {"target": args.target}
     if dataset.ceiling:
@@ -305,8 +365,8 @@ def _plot(
     reporting.plot_curves(
         path,
         {
-            arms[name].label: np.array([run.validation_accuracy for run in result.runs])
-            for name, result in results.items()
+            one.label: np.array([run.validation_accuracy for run in one.result.runs])
+            for one in trained.values()
         },
         title=f"{dataset.name}: mean over seeds and 95 % interval",
         ylabel="validation accuracy",

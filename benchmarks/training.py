@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +22,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from benchmarks.datasets import Dataset, Split
-from benchmarks.transformer import TextClassifier
+from qsgd_jax.nn import QuantumTransformer
 
+Model = tuple[nnx.GraphDef, PyTree]
 Tokens = Int[Array, "examples length"]
 Labels = Int[Array, " examples"]
 Scalar = Float[Array, ""]
@@ -41,6 +44,7 @@ class Run:
         train_loss: Mean loss over the steps of each epoch, with dropout.
         validation_loss: Loss on the validation split after 0, 1, ... epochs.
         validation_accuracy: Accuracy on the validation split after 0, 1, ... epochs.
+        diagnostics: What `diagnose` found after 0, 1, ... epochs.
         seconds: Training time of each epoch, without evaluation and compilation.
         test_loss: Loss on the test split at the end.
         test_accuracy: Accuracy on the test split at the end.
@@ -53,6 +57,7 @@ class Run:
     train_loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
     validation_accuracy: list[float] = field(default_factory=list)
+    diagnostics: list[Any] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     test_loss: float = float("nan")
     test_accuracy: float = float("nan")
@@ -60,8 +65,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """The runs of one arm, and the time they took together."""
+    """The runs of one arm, the structure of their models, and the time they took together."""
 
+    graph: nnx.GraphDef
     runs: list[Run]
     compile_seconds: float
     wall_seconds: float
@@ -75,6 +81,8 @@ def train(
     epochs: int,
     batch_size: int,
     on_epoch: Callable[[Sequence[Run]], None],
+    model: Mapping[str, Any] = MappingProxyType({}),
+    diagnose: Callable[[nnx.Module, Tokens], Any] | None = None,
 ) -> Result:
     """Train every seed and test it.
 
@@ -90,12 +98,15 @@ def train(
         epochs: Passes over the training split.
         batch_size: Examples a step; what is left over at the end of an epoch is dropped.
         on_epoch: Called with all runs whenever one has finished an epoch.
+        model: Arguments of `new_model`.
+        diagnose: Compiled, and called after each epoch with the model and 250 examples of the
+            validation split; what it returns is kept.
 
     Returns:
         The runs, with their curves and test figures.
     """
     started = time.perf_counter()
-    graph, _ = new_model(dataset, jax.random.key(0))
+    graph, _ = new_model(dataset, jax.random.key(0), **model)
     evaluate = compiled_evaluation(graph)
     train_split, validation, test = (
         on_device(s) for s in (dataset.train, dataset.validation, dataset.test)
@@ -103,7 +114,7 @@ def train(
     runs = []
     for seed in seeds:
         weights_key, key = jax.random.split(jax.random.key(seed))
-        _, params = new_model(dataset, weights_key)
+        _, params = new_model(dataset, weights_key, **model)
         runs.append(Run(seed, key, params, make_optimizer(seed).init(params)))
 
     began = time.perf_counter()
@@ -115,7 +126,11 @@ def train(
     )
     compile_seconds = time.perf_counter() - began
 
+    look = jax.jit(lambda params, tokens: diagnose(nnx.merge(graph, params), tokens))  # type: ignore[misc]
+
     def validate(run: Run) -> None:
+        if diagnose is not None:
+            run.diagnostics.append(jax.device_get(look(run.params, validation[0][:250])))
         loss, accuracy = evaluate(run.params, *validation)
         run.validation_loss.append(float(loss))
         run.validation_accuracy.append(float(accuracy))
@@ -145,16 +160,21 @@ def train(
     for run in runs:
         loss, accuracy = evaluate(run.params, *test)
         run.test_loss, run.test_accuracy = float(loss), float(accuracy)
-    return Result(runs, compile_seconds, time.perf_counter() - started)
+    return Result(graph, runs, compile_seconds, time.perf_counter() - started)
 
 
-def new_model(dataset: Dataset, key: Key[Array, ""]) -> tuple[nnx.GraphDef, PyTree]:
+def new_model(
+    dataset: Dataset, key: Key[Array, ""], *, quantum: bool = False, **options: Any
+) -> Model:
     """Draw the initial weights of a classifier that fits the task."""
-    model = TextClassifier(
+    model = QuantumTransformer(
         dataset.vocabulary_size,
         dataset.train.tokens.shape[1],
         dataset.n_classes,
+        quantum=quantum,
+        keep_rngs=False,
         rngs=nnx.Rngs(params=key),
+        **options,
     )
     return nnx.split(model)
 
@@ -186,7 +206,7 @@ def run_epoch(
 
         def mean_loss(params: PyTree) -> Scalar:
             model = nnx.merge(graph, params)
-            logits = model(tokens[batch], rngs=nnx.Rngs(dropout=key))
+            logits = model(tokens[batch], deterministic=False, rngs=nnx.Rngs(dropout=key))
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch]).mean()
 
         loss, gradients = jax.value_and_grad(mean_loss)(params)
@@ -207,7 +227,8 @@ def compiled_evaluation(
     def evaluate(params: PyTree, tokens: Tokens, labels: Labels) -> tuple[Scalar, Scalar]:
         model = nnx.merge(graph, params)
         # In chunks, else the activations of 10,000 examples leave the cache.
-        logits = jax.lax.map(model, tokens, batch_size=chunk)
+        classify = partial(model, deterministic=True)
+        logits = jax.lax.map(classify, tokens, batch_size=chunk)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), jnp.mean(logits.argmax(axis=-1) == labels)
 

@@ -175,7 +175,7 @@ def _real_amplitudes(states, n_qubits):
     """The real parts of `(batch, amplitudes)`, those of the device's further wires at rest."""
     if states.ndim != 2:
         raise ValueError(
-            f"readout='amplitudes' needs pure states; the device answers shape {states.shape[1:]}."
+            f"Amplitudes are those of a pure state; the device answers shape {states.shape[1:]}."
         )
     return states.reshape(len(states), 2**n_qubits, -1)[:, :, 0].real
 

@@ -13,6 +13,7 @@ References:
 """
 
 import functools
+import itertools
 import operator
 
 import jax
@@ -27,9 +28,9 @@ Coefficients = Float[Array, "2 frequencies *#shape"]
 
 # 2π in parts of few bits, so that their products with small integers are exact.
 _TWO_PI = (6.28125, 0.00193500518798828125, 3.0199159819567529e-7)
-# Rows of scores that one loop adds up before it writes, shared by all its harmonics: more
-# compile slowly, fewer are bound by memory.
-_UNROLLED = 80
+# Rows that a loop adds up before it writes, and harmonics whose sums it shares its cosines with.
+# More of either, and XLA:CPU finds no vector instructions; fewer, and it waits for memory.
+_ROWS, _HARMONICS = 16, 5
 
 
 def frequencies(degree: int) -> np.ndarray:
@@ -107,9 +108,7 @@ def _powers(x, first, degree: int):
         yield real, imaginary
 
 
-def evaluate(
-    table: Coefficients, degree: int, x: Float[Array, "*shape"]
-) -> Float[Array, "*shape"]:
+def evaluate(table: Coefficients, degree: int, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     r"""The polynomial at each x, elementwise, by Horner's rule in `e^{ix}`.
 
     .. math:: f(x) = \sum_\nu a_\nu \cos \nu x + b_\nu \sin \nu x
@@ -180,18 +179,21 @@ def add_where(
       >>> print(harmonics.add_where(cosine, 2, 1.0, x, x, jnp.array([True, False])))
       [[1. 0.]]
     """
-    # The select stands last because XLA:CPU would hand sums and products that end in a matrix
-    # product to a library, which runs them one by one: three times slower.
-    return jnp.where(allowed, weights + evaluate(table, degree, factor * x), weights)
+    return _forward(table, degree, factor, x, weights, allowed)[0]
 
 
 def _forward(table, degree, factor, x, weights, allowed):
-    return add_where(table, degree, factor, x, weights, allowed), (table, x, allowed)
+    # The select stands last because XLA:CPU would hand sums and products that end in a matrix
+    # product to a library, which runs them one by one: three times slower.
+    added = jnp.where(allowed, weights + evaluate(table, degree, factor * x), weights)
+    return added, (table, x, allowed)
 
 
 def _backward(degree, factor, saved, cotangent):
     table, x, allowed = saved
-    nu = jnp.asarray(factor * frequencies(degree), table.dtype).reshape((-1,) + (1,) * (table.ndim - 2))
+    nu = jnp.asarray(factor * frequencies(degree), table.dtype).reshape(
+        (-1,) + (1,) * (table.ndim - 2)
+    )
     slope = evaluate(jnp.stack([nu * table[1], -nu * table[0]]), degree, factor * x)
     of_x = jnp.where(allowed, slope * cotangent, 0)
     of_table = _moments(x, cotangent, allowed, degree, factor, table.shape[2:])
@@ -209,10 +211,9 @@ def _moments(x, g, allowed, degree: int, factor: float, shape: tuple[int, ...]):
     taken off an axis of their own: of a sharded axis XLA takes wrong ones by a stride.
     """
     arrays, length = (x, g, jnp.broadcast_to(allowed, x.shape)), x.shape[-2]
-    unrolled = max(1, _UNROLLED // len(frequencies(degree)))
-    whole = length - length % unrolled
-    blocks = [y[..., :whole, :].reshape((*y.shape[:-2], -1, unrolled, y.shape[-1])) for y in arrays]
-    parts = [[[y[..., r, :] for y in blocks] for r in range(unrolled)]] if whole else []
+    whole = length - length % _ROWS
+    blocks = [y[..., :whole, :].reshape((*y.shape[:-2], -1, _ROWS, y.shape[-1])) for y in arrays]
+    parts = [[[y[..., r, :] for y in blocks] for r in range(_ROWS)]] if whole else []
     if whole < length:
         parts.append([[y[..., r, None, :] for y in arrays] for r in range(whole, length)])
 
@@ -223,8 +224,10 @@ def _moments(x, g, allowed, degree: int, factor: float, shape: tuple[int, ...]):
     totals = 0
     for part in parts:
         terms = zip(*(powers(*row) for row in part), strict=True)
-        sums = in_one_loop([functools.reduce(operator.add, term) for term in terms])
-        totals += jnp.stack([_sum_to(each, shape) for each in sums])
+        sums = iter([functools.reduce(operator.add, term) for term in terms])
+        groups = iter(lambda: list(itertools.islice(sums, 2 * _HARMONICS)), [])
+        together = itertools.chain.from_iterable(map(in_one_loop, groups))
+        totals += jnp.stack([_sum_to(each, shape) for each in together])
     return jnp.moveaxis(totals.reshape((-1, 2, *shape)), 1, 0)
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from benchmarks import peer_step, training
-from benchmarks.transformer import TextClassifier
+from qsgd_jax.nn import QuantumTransformer
 
 FAKE = """\
 import json, sys
@@ -31,7 +31,7 @@ LOSSES = {"adamw": [2.3, 2.2], "superpositional": [2.3, 2.1]}
 def task():
     """With one layer, which compiles in half the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "TextClassifier", partial(TextClassifier, layers=1))
+        patch.setattr(training, "QuantumTransformer", partial(QuantumTransformer, layers=1))
         yield peer_step.Task()
 
 

@@ -1,6 +1,6 @@
 """The paper's setting in plain PyTorch and Qiskit, as a server of training steps.
 
-`python torch_qiskit.py TASK.npz` builds the classifier of `benchmarks/transformer.py` from the
+`python torch_qiskit.py TASK.npz` builds `qsgd_jax.nn.QuantumTransformer(quantum=False)` from the
 arrays in TASK.npz (batches of tokens and labels, initial weights by name), says hello with one line
 of JSON, and then answers each line on standard input with another:
 

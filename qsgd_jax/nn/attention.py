@@ -123,10 +123,16 @@ class QuantumAttention(nnx.Module):
         if shots is None and devices.measures_only(device):
             raise ValueError(f"shots=None: {device.name!r} can only measure; say how often.")
         circuit = Circuit(self.n_qubits, self.depth, self.depth)
-        if self.readout == "amplitude":  # some devices turn out to answer density matrices
-            devices.run(circuit, device, np.zeros((1, self.n_qubits)), "amplitudes")
-        else:
+        if self.readout == "probability":
             devices.check(circuit, device, shots, "probabilities")
+            return
+        try:  # a run, because some devices turn out to answer density matrices
+            devices.run(circuit, device, np.zeros((1, self.n_qubits)), "amplitudes")
+        except ValueError as error:
+            raise ValueError(
+                f"readout='amplitude': {device.name!r} has no amplitudes to tell ({error}); "
+                "allowed is readout='probability'."
+            ) from error
 
     @property
     def degree(self) -> int:

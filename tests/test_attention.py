@@ -1,0 +1,428 @@
+"""Quantum attention against one circuit for each score, and against Flax's own attention."""
+
+import re
+
+import autograd
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pennylane as qml
+import pytest
+from flax import nnx
+from flax.nnx import bridge
+
+from benchmarks import attention_reference as reference
+from qsgd_jax.nn import QuantumAttention
+
+READOUTS = ("amplitude", "probability")
+CAUSAL = np.tril(np.ones((5, 5), bool))
+
+
+def inputs(rng, *, batch=(2,), queries=5, keys=5, heads=2, key_heads=None, features=3, channels=4):
+    key_heads = heads if key_heads is None else key_heads
+    return (
+        rng.normal(size=(*batch, queries, heads, features)),
+        rng.normal(size=(*batch, keys, key_heads, features)),
+        rng.normal(size=(*batch, keys, key_heads, channels)),
+    )
+
+
+def make(n_qubits=2, depth=1, **options):
+    return QuantumAttention(n_qubits, depth, rngs=nnx.Rngs(0), **options)
+
+
+def with_angles(attention, angles):
+    graph, params, rest = nnx.split(attention, nnx.Param, ...)
+    copies = jax.tree.map(lambda x: x, rest)  # of its counters, at the level of the caller's trace
+    return nnx.merge(graph, jax.tree.map(lambda _: angles, params), copies)
+
+
+def captured(layer, *arguments):
+    """What the layer sows in a call; Flax 0.12.0 cannot but leave it in the module."""
+    if hasattr(nnx, "capture"):
+        return nnx.capture(layer, nnx.Intermediate)(*arguments, sow_weights=True)[1]
+    layer(*arguments, sow_weights=True)
+    return nnx.pop(layer, nnx.Intermediate)
+
+
+def silent(attention):
+    """Angles for which every amplitude is imaginary, whatever the score: Φ = 0."""
+    angles = attention.angles[...].at[..., 1].set(0).at[..., -1, 0, 1].set(jnp.pi)
+    return with_angles(attention, angles)
+
+
+def value_and_slopes(attention, arrays, cotangent, **options):
+    """The output and what it says of queries, keys, values and angles."""
+
+    @jax.jit
+    def both(arrays, angles):
+        def call(arrays, angles):
+            return with_angles(attention, angles)(*arrays, **options)
+
+        output, pull = jax.vjp(call, arrays, angles)
+        return output, pull(cotangent.astype(output.dtype))
+
+    output, ((query, key, value), angles) = both(arrays, attention.angles[...])
+    return output, query, key, value, angles
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize(
+    ("device", "n_qubits", "depth"),
+    [("lightning.qubit", n, depth) for n in (2, 3, 4, 5, 6) for depth in (1, 2, 3)]
+    # Its simulation is compiled: 6 qubits of depth 3 take 25 s. They too were run, by hand.
+    + [("default.qubit", n, depth) for n, depth in ((2, 1), (3, 1), (4, 2))],
+)
+def test_equals_one_circuit_a_score(float64, device, n_qubits, depth, readout):
+    rng = np.random.default_rng(10 * n_qubits + depth)
+    arrays = inputs(rng, queries=4)
+    attention = make(n_qubits, depth, readout=readout, device=device)
+    angles = rng.uniform(-np.pi, np.pi, (depth, n_qubits, 2)).astype(np.float32)
+    cotangent = rng.normal(size=(2, 4, 2, 4)).astype(np.float32)
+    arrays = [x.astype(np.float32) for x in arrays]  # so that both precisions see the same
+
+    def loss(*arguments):
+        return (reference.attention(*arguments, readout)[0] * cotangent).sum()
+
+    wide = [x.astype(np.float64) for x in (*arrays, angles)]
+    expected = [reference.attention(*wide, readout)[0]]
+    expected += autograd.grad(loss, argnum=(0, 1, 2, 3))(*wide)
+    for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.float64, 1e-12)):
+        own = with_angles(attention, jnp.asarray(angles, dtype))
+        found = value_and_slopes(own, [jnp.asarray(x, dtype) for x in arrays], cotangent)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == dtype
+            # A derivative is a sum over scores; its rounding grows with what is summed.
+            scale = max(1.0, np.abs(other).max())
+            np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_heads_with_circuits_of_their_own_equal_the_oracle_head_by_head(readout):
+    rng = np.random.default_rng(1)
+    arrays = inputs(rng)
+    attention = make(2, 2, readout=readout, num_heads=2)
+    assert attention.angles.shape == (2, 2, 2, 2)
+    found = attention(*arrays, mask=CAUSAL)
+    for head in range(2):
+        angles = np.asarray(attention.angles[head], np.float64)
+        one = [x[..., head : head + 1, :] for x in arrays]
+        expected, _ = reference.attention(*one, angles, readout, CAUSAL)
+        np.testing.assert_allclose(found[..., head : head + 1, :], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mask": CAUSAL},
+        {"is_causal": True},
+        {"is_causal": True, "mask": np.array([True, True, False, True, True])},
+        {"mask": np.zeros((5, 5), bool) | (np.arange(5) < 3)[:, None]},  # two rows see nothing
+        {"dropout_rate": 0.4, "dropout_rng": jax.random.key(3)},
+        {"dropout_rate": 0.4, "dropout_rng": jax.random.key(3), "broadcast_dropout": False},
+        {"dropout_rate": 0.4, "dropout_rng": jax.random.key(3), "deterministic": True},
+    ],
+)
+def test_without_phi_it_is_flax_attention(options):
+    rng = np.random.default_rng(2)
+    arrays = [jnp.asarray(x, jnp.float32) for x in inputs(rng, channels=3)]
+    cotangent = rng.normal(size=(2, 5, 2, 3)).astype(np.float32)
+    attention = silent(make(4, 2))
+    assert np.abs(attention.phi(np.linspace(-9, 9, 99, dtype=np.float32))).max() < 1e-6
+    found, *slopes = value_and_slopes(attention, arrays, cotangent, **options)
+    if options.pop("is_causal", False):  # Flax 0.12.0 does not know it
+        options["mask"] = CAUSAL & options.get("mask", True)
+    if "mask" in options:
+        options["mask"] = jnp.broadcast_to(options["mask"], (2, 2, 5, 5))
+    expected, pull = jax.vjp(lambda *a: nnx.dot_product_attention(*a, **options), *arrays)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    for one, other in zip(slopes[:3], pull(cotangent), strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-6)
+
+
+def test_dropout_acts_on_the_sum_of_both_weights():
+    rng = np.random.default_rng(3)
+    attention, (query, key, value) = make(), inputs(rng)
+    value = np.broadcast_to(np.eye(5)[:, None], (2, 5, 2, 5))  # the output is the weights
+    whole = np.asarray(attention(query, key, value))
+    options = {"dropout_rate": 0.5, "dropout_rng": jax.random.key(1), "broadcast_dropout": False}
+    dropped = np.asarray(attention(query, key, value, **options))
+    kept = dropped != 0
+    assert 0.3 < kept.mean() < 0.7
+    np.testing.assert_allclose(dropped[kept], 2 * whole[kept], rtol=1e-6)
+
+
+def test_key_heads_may_be_shared_and_batches_have_any_rank():
+    rng = np.random.default_rng(4)
+    attention = make()
+    query, key, value = inputs(rng, batch=(2, 3), heads=4, key_heads=2)
+    found = attention(query, key, value)
+    one_by_one = attention(query[1, 2], *(x[1, 2].repeat(2, axis=-2) for x in (key, value)))
+    assert found.shape == (2, 3, 5, 4, 4)
+    np.testing.assert_allclose(found[1, 2], one_by_one, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"is_causal": True}, {"mask": CAUSAL}])
+def test_the_future_does_not_leak(options):
+    """Outputs up to a position, and derivatives of them, know nothing of what comes later."""
+    rng = np.random.default_rng(5)
+    layer = nnx.MultiHeadAttention(
+        2, 6, decode=False, rngs=nnx.Rngs(0), attention_fn=make(4, 2, readout="probability")
+    )
+    x = jnp.asarray(rng.normal(size=(1, 5, 6)), jnp.float32)
+
+    def call(x):
+        if "mask" in options:
+            return layer(x, mask=jnp.asarray(options["mask"])[None, None])
+        query, key, value = layer.query(x), layer.key(x), layer.value(x)
+        return layer.out(layer.attention_fn(query, key, value, **options))
+
+    before = call(x)
+    for position in range(1, 5):
+        after = call(x.at[:, position:].add(rng.normal(size=(1, 5 - position, 6))))
+        np.testing.assert_array_equal(after[:, :position], before[:, :position])
+        assert np.abs(after - before)[:, position:].max() > 1e-3
+        slope = jax.grad(lambda x: call(x)[:, :position].sum())(x)  # noqa: B023
+        assert not slope[:, position:].any() and slope[:, :position].any()
+
+
+def test_what_the_mask_forbids_may_be_anything():
+    rng = np.random.default_rng(6)
+    query, key, value = inputs(rng)
+    key[:, 3] = np.nan
+    mask = np.arange(5) != 3
+    arrays = [jnp.asarray(x, jnp.float32) for x in (query, key, value)]
+    found = value_and_slopes(make(), arrays, np.ones((2, 5, 2, 4)), mask=mask)
+    clean = [arrays[0], arrays[1].at[:, 3].set(0.0), arrays[2]]
+    expected = value_and_slopes(make(), clean, np.ones((2, 5, 2, 4)), mask=mask)
+    for one, other in zip(found[::2], expected[::2], strict=True):  # output, keys, angles
+        np.testing.assert_array_equal(one[:, :3], other[:, :3])
+        assert np.isfinite(one[:, :3]).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_spoils_its_query_only_as_in_plain_attention(bad):
+    query, key, value = inputs(np.random.default_rng(7), channels=3)
+    query[0, 2, 1] = bad
+    for call in (make(), nnx.dot_product_attention):
+        output = np.asarray(call(*(jnp.asarray(x) for x in (query, key, value))))
+        expected = np.zeros((2, 5, 2), bool)
+        expected[0, 2, 1] = True
+        np.testing.assert_array_equal(np.isnan(output).any(-1), expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_phi_is_float32_where_the_inputs_are_narrow(dtype):
+    """Scores of some hundred, at which a bfloat16 phase would be anything."""
+    arrays = [jnp.asarray(8 * x, dtype) for x in inputs(np.random.default_rng(8), features=8)]
+    attention = make(4, 2)
+    narrow, wide = attention(*arrays), attention(*(x.astype(jnp.float32) for x in arrays))
+    assert narrow.dtype == dtype
+    size = np.abs(wide).max()
+    np.testing.assert_allclose(narrow.astype(np.float32), wide, atol=0.01 * size)
+    assert attention(*(x.astype(jnp.float32) for x in arrays), dtype=dtype).dtype == dtype
+
+
+@pytest.mark.parametrize(("readout", "runs"), [("amplitude", 9), ("probability", 17)])
+def test_circuits_a_pass_do_not_depend_on_batch_heads_or_length(readout, runs):
+    device = qml.device("lightning.qubit", wires=4)
+    attention = make(4, 2, readout=readout, device=device)
+    rng = np.random.default_rng(9)
+    for shape in ({}, {"batch": (4, 3), "heads": 8, "queries": 17, "keys": 9}):
+        arrays = inputs(rng, **shape)
+        call = jax.jit(attention)
+        jax.block_until_ready(call(*arrays))
+        with qml.Tracker(device) as tracker:
+            jax.block_until_ready(call(*arrays))
+        assert tracker.totals["executions"] == runs
+    own = make(4, 2, readout=readout, device=device, num_heads=2)
+    with qml.Tracker(device) as tracker:
+        jax.block_until_ready(own(*inputs(rng)))
+    assert tracker.totals["executions"] == 2 * runs
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("num_heads", [None, 2])
+def test_a_wider_host_device_says_the_same(readout, num_heads):
+    """Two wires more, with names: the circuit takes the first, the others rest."""
+    device = qml.device("lightning.qubit", wires=["a", "b", "c", "d"])
+    rng = np.random.default_rng(10)
+    arrays = [jnp.asarray(x, jnp.float32) for x in inputs(rng)]
+    options = {"readout": readout, "num_heads": num_heads}
+    host, traced = make(2, 1, device=device, **options), make(2, 1, **options)
+    cotangent = rng.normal(size=(2, 5, 2, 4))
+    for one, other in zip(
+        value_and_slopes(host, arrays, cotangent),
+        value_and_slopes(traced, arrays, cotangent),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_measured_probabilities_are_fresh_in_each_pass_and_unbiased():
+    shots, passes = 200, 400
+    attention = make(2, 1, readout="probability", device="lightning.qubit", shots=shots)
+    exact = make(2, 1, readout="probability")
+    x = jnp.linspace(-2, 2, 5)
+    graph, state = nnx.split(attention)
+
+    @jax.jit
+    def repeat(state):
+        def step(state, _):
+            model = nnx.merge(graph, state)
+
+            def loss(angles):
+                return with_angles(model, angles).phi(x).sum()
+
+            slope = jax.grad(loss)(model.angles[...])
+            phi = model.phi(x)
+            return nnx.state(model), (phi, slope)
+
+        return jax.lax.scan(step, state, length=passes)[1]
+
+    phi, slopes = (np.asarray(y) for y in repeat(state))
+    assert len(np.unique(phi[:, 0])) > passes / 4  # a frozen sample would be one value
+    expected = (
+        exact.phi(x),
+        jax.grad(lambda a: with_angles(exact, a).phi(x).sum())(exact.angles[...]),
+    )
+    for samples, mean in zip((phi, slopes), expected, strict=True):
+        error = samples.std(0) / np.sqrt(passes)
+        assert (np.abs(samples.mean(0) - mean) < 5 * error + 1e-6).all()
+    # Each run is a binomial of two bits' first two states; the dual basis adds their variances.
+    assert 0.2 / np.sqrt(shots) < phi.std() < 3 / np.sqrt(shots) + np.std(expected[0])
+
+
+def test_phi_and_its_spectrum_are_what_pennylane_finds():
+    attention = make(3, 1, readout="probability")
+    angles = np.asarray(attention.angles[...], np.float64)
+    found = attention.coefficients()
+    expected = qml.fourier.coefficients(
+        lambda x: reference.phi(np.asarray(x), angles, "probability").item(), 1, 3
+    )[:4]
+    np.testing.assert_allclose(found[0], expected.real * [1, 2, 2, 2], atol=1e-6)
+    np.testing.assert_allclose(found[1], -2 * expected.imag, atol=1e-6)
+    np.testing.assert_allclose(attention.spectrum(), np.abs(expected) * [1, 2, 2, 2], atol=1e-6)
+    np.testing.assert_array_equal(attention.frequencies, [0, 1, 2, 3])
+    x = np.linspace(-7, 7, 30).reshape(2, 15)
+    np.testing.assert_allclose(attention.phi(x), reference.phi(x, angles, "probability"), atol=1e-6)
+
+
+def test_the_size_of_phi_can_be_watched():
+    layer = nnx.MultiHeadAttention(2, 6, decode=False, rngs=nnx.Rngs(0), attention_fn=make(4, 2))
+    x = jnp.asarray(np.random.default_rng(11).normal(size=(2, 5, 6)), jnp.float32)
+    sown = captured(layer, x)
+    weights, phi = (sown[name][0] for name in ("attention_weights", "quantum_attention_weights"))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", layer.query(x), layer.key(x))
+    np.testing.assert_allclose(phi, layer.attention_fn.phi(scores), atol=1e-5)
+    np.testing.assert_allclose((weights - phi).sum(-1), 1, atol=1e-5)
+
+
+def test_no_tensor_is_larger_than_the_scores():
+    """Neither forward nor backward, and of the passing ones there are few."""
+    arrays = [jnp.zeros((4, 64, 2, 8))] * 3
+    scores = 4 * 2 * 64 * 64
+    attention, cotangent = make(4, 2), jnp.ones((4, 64, 2, 8))
+
+    def both(*arrays):
+        def call(angles, *arrays):
+            return with_angles(attention, angles)(*arrays)
+
+        output, pull = jax.vjp(call, attention.angles[...], *arrays)
+        return output, pull(cotangent)
+
+    compiled = jax.jit(both).lower(*arrays).compile()
+    _, _, program = compiled.as_text().partition("ENTRY")
+    sizes = [
+        np.prod([int(n) for n in shape.split(",")])
+        for shape in re.findall(r"f32\[([\d,]+)\]", program)
+    ]
+    assert max(sizes) == scores
+    assert compiled.memory_analysis().temp_size_in_bytes < 6 * 4 * scores
+
+
+def test_second_derivatives_and_batches_of_models():
+    rng = np.random.default_rng(12)
+    arrays = [jnp.asarray(x, jnp.float32) for x in inputs(rng, batch=(), queries=2, keys=3)]
+    attention = make(2, 1)
+
+    def loss(angles):
+        return (with_angles(attention, angles)(*arrays) ** 2).sum()
+
+    angles = jnp.asarray(rng.normal(size=(3, 1, 2, 2)), jnp.float32)
+    slopes = jax.vmap(jax.grad(loss))(angles)
+    hessian = jax.hessian(loss)(angles[0]).reshape(4, 4)
+    for i in range(3):
+        np.testing.assert_allclose(slopes[i], jax.grad(loss)(angles[i]), atol=1e-5)
+    steps = 1e-2 * np.eye(4).reshape(4, 1, 2, 2)
+    differences = [
+        (jax.grad(loss)(angles[0] + h) - jax.grad(loss)(angles[0] - h)).ravel() / 2e-2
+        for h in steps
+    ]
+    np.testing.assert_allclose(hessian, differences, atol=5e-3 * np.abs(hessian).max())
+
+
+def test_it_serves_linen_by_the_bridge():
+    arrays = [jnp.asarray(x, jnp.float32) for x in inputs(np.random.default_rng(13))]
+    linen = bridge.to_linen(QuantumAttention, 2, 1)
+    variables = linen.init(jax.random.key(0), *arrays)
+    (angles,) = jax.tree.leaves(variables["params"])
+    found = linen.apply(variables, *arrays)
+    np.testing.assert_array_equal(found, with_angles(make(), angles)(*arrays))
+    layer = flax.linen.MultiHeadDotProductAttention(2, attention_fn=linen)
+    x = jnp.ones((2, 5, 6))
+    variables = layer.init(jax.random.key(0), x)
+    assert layer.apply(variables, x).shape == x.shape
+
+
+def test_two_that_are_alike_share_a_compiled_step():
+    one, other = make(device="lightning.qubit"), make(device="lightning.qubit")
+    assert nnx.graphdef(one) == nnx.graphdef(other)
+    assert set(nnx.to_flat_state(nnx.state(one)).paths) == {("angles",)}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n_qubits": 0}, ValueError, r"n_qubits=0 must be an integer in \[1, 20\]"),
+        ({"n_qubits": 2.0}, TypeError, "n_qubits=2.0"),
+        ({"depth": 0}, ValueError, "depth=0"),
+        ({"depth": True}, TypeError, "depth=True"),
+        ({"n_qubits": 4, "depth": 33}, ValueError, r"depth=33 .*\[1, 32\]"),
+        ({"readout": "phase"}, ValueError, "readout='phase' must be 'amplitude' or 'probability'"),
+        ({"num_heads": 0}, ValueError, "num_heads=0"),
+        ({"shots": 0, "readout": "probability"}, ValueError, "shots=0"),
+        ({"shots": 10}, ValueError, "readout='amplitude': .* measures"),
+        ({"device": "no.device"}, ValueError, "device='no.device' is not installed"),
+        ({"device": 3}, TypeError, "device=3"),
+        ({"device": qml.device("lightning.qubit", wires=1)}, ValueError, "has 1 wires"),
+        ({"device": "default.mixed"}, ValueError, "readout='amplitude': 'default.mixed' has no"),
+    ],
+)
+def test_bad_arguments_are_refused_at_construction(options, error, message):
+    with pytest.raises(error, match=message):
+        make(**({"n_qubits": 2, "depth": 1} | options))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(5, 2, 3), (1, 5, 2, 3), (5, 2, 3)], "do not fit"),
+        ([(5, 3), (5, 3), (5, 3)], "do not fit"),
+        ([(2, 5, 2, 3), (3, 5, 2, 3), (2, 5, 2, 3)], "do not fit"),
+        ([(5, 2, 3), (5, 2, 4), (5, 2, 3)], "do not fit"),
+        ([(5, 2, 3), (5, 2, 3), (6, 2, 3)], "do not fit"),
+        ([(5, 3, 3), (5, 2, 3), (5, 2, 3)], "2 heads of key must divide query's 3"),
+        ([(5, 4, 3), (5, 4, 3), (5, 4, 3)], "num_heads=2 circuits; query has 4 heads"),
+    ],
+)
+def test_wrong_shapes_are_refused(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        make(num_heads=2)(*(jnp.zeros(shape) for shape in shapes))
+
+
+def test_a_mask_of_too_many_axes_is_refused():
+    with pytest.raises(ValueError, match="mask has shape"):
+        make()(*inputs(np.random.default_rng(0)), mask=np.ones((1, 1, 2, 2, 5, 5), bool))
