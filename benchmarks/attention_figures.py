@@ -49,14 +49,17 @@ def sizes(
 
 def learned(model: QuantumTransformer, x: Float[np.ndarray, " points"]) -> list[dict[str, Any]]:
     """Return Φ(x) and its spectrum in each layer, ready for JSON."""
-    return [
-        {
-            "phi": np.asarray(attention.phi(x)).tolist(),
-            "frequencies": attention.frequencies.tolist(),
-            "spectrum": np.asarray(attention.spectrum()).tolist(),
-        }
-        for attention in (layer.attention.attention_fn for layer in model.layers)
-    ]
+    rows = []
+    for layer in model.layers:
+        attention: Any = layer.attention.attention_fn
+        rows.append(
+            {
+                "phi": np.asarray(attention.phi(x)).tolist(),
+                "frequencies": attention.frequencies.tolist(),
+                "spectrum": np.asarray(attention.spectrum()).tolist(),
+            }
+        )
+    return rows
 
 
 def plot(

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pennylane as qml
 
+qml_math: Any = qml.math  # it dispatches by what it is given
+
 
 def amplitudes(x: Any, angles: Any) -> Any:
     """Simulate the circuit of every x, all at once: the state, on a new last axis."""
@@ -27,14 +29,14 @@ def amplitudes(x: Any, angles: Any) -> Any:
                 qml.CNOT([wire, wire + 1])
         return qml.state()
 
-    return qml.math.reshape(state(qml.math.reshape(x, (-1,)), angles), (*x.shape, 2**n_qubits))
+    return qml_math.reshape(state(qml_math.reshape(x, (-1,)), angles), (*x.shape, 2**n_qubits))
 
 
 def phi(x: Any, angles: Any, readout: str) -> Any:
     """Return Φ(x), the sum over the first `n_qubits` basis states of Re ψ_k or |ψ_k|²."""
     first = amplitudes(x, angles)[..., : angles.shape[1]]
-    parts = qml.math.real(first) if readout == "amplitude" else qml.math.abs(first) ** 2
-    return qml.math.sum(parts, axis=-1)
+    parts = qml_math.real(first) if readout == "amplitude" else qml_math.abs(first) ** 2
+    return qml_math.sum(parts, axis=-1)
 
 
 def attention(
@@ -53,9 +55,9 @@ def attention(
     Returns:
         The output, shape `(batch, queries, heads, channels)`, and Φ of all scores.
     """
-    scores = qml.math.einsum("bqhd,bkhd->bhqk", query, key)
-    exponentials = qml.math.exp(scores / np.sqrt(query.shape[-1])) * mask
-    softmax = exponentials / qml.math.sum(exponentials, axis=-1, keepdims=True)
+    scores = qml_math.einsum("bqhd,bkhd->bhqk", query, key)
+    exponentials = qml_math.exp(scores / np.sqrt(query.shape[-1])) * mask
+    softmax = exponentials / qml_math.sum(exponentials, axis=-1, keepdims=True)
     all_phi = phi(scores, angles, readout)
     weights = softmax + all_phi * mask
-    return qml.math.einsum("bhqk,bkhd->bqhd", weights, value), all_phi
+    return qml_math.einsum("bhqk,bkhd->bqhd", weights, value), all_phi

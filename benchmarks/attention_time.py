@@ -33,8 +33,9 @@ parameters) with batch 32, 4 heads, 64 features, float32, no mask, no dropout:
 each with Flax's own attention (twice: the second is a control) and with QuantumAttention of 4
 qubits and depth 2. In each round every arm has one turn, in a random order: two calls, of which
 the first brings the program back into the caches and the second is timed. Ratios are taken within
-the round. Shown are medians over rounds with their 95 % intervals (order statistics). The peak is what XLA
-reserves beside arguments and results, in tensors of the scores' size; so is the largest tensor.
+the round. Shown are medians over rounds with their 95 % intervals (order statistics). The peak is
+what XLA reserves beside arguments and results, in tensors of the scores' size; so is the largest
+tensor.
 
 The last table is one circuit for each score (PennyLane's default.qubit, all circuits in one
 broadcast, compiled) beside the same, at --circuits-length.
@@ -60,7 +61,7 @@ def layers(length: int) -> tuple[dict[str, tuple[Program, PyTree]], PyTree]:
     """Build the whole layers: for each name the program and its parameters, and the input."""
 
     def layer(attention: QuantumAttention | None) -> tuple[Program, PyTree]:
-        options = {} if attention is None else {"attention_fn": attention}
+        options: dict[str, Any] = {} if attention is None else {"attention_fn": attention}
         module = nnx.MultiHeadAttention(
             HEADS, HEADS * FEATURES, decode=False, rngs=nnx.Rngs(0), **options
         )
@@ -80,7 +81,8 @@ def layers(length: int) -> tuple[dict[str, tuple[Program, PyTree]], PyTree]:
 
 def functions(length: int) -> tuple[dict[str, tuple[Program, PyTree]], PyTree]:
     """Build the attention functions alone, as `layers` does."""
-    flax = with_derivatives(lambda _, arrays: nnx.dot_product_attention(*arrays)), {}
+    attend: Any = nnx.dot_product_attention
+    flax = with_derivatives(lambda _, arrays: attend(*arrays)), {}
 
     def quantum(**options: Any) -> tuple[Program, PyTree]:
         graph, params = nnx.split(QuantumAttention(N_QUBITS, DEPTH, rngs=nnx.Rngs(0), **options))
@@ -102,7 +104,8 @@ def one_circuit_a_score(length: int) -> tuple[Program, PyTree, PyTree]:
     attention = QuantumAttention(N_QUBITS, DEPTH, rngs=nnx.Rngs(0))
 
     def call(angles: Array, arrays: PyTree) -> Array:
-        return attention_reference.attention(*arrays, angles, "amplitude")[0]
+        query, key, value = arrays
+        return attention_reference.attention(query, key, value, angles, "amplitude")[0]
 
     return with_derivatives(call), attention.angles[...], arrays
 

@@ -82,7 +82,7 @@ def train(
     batch_size: int,
     on_epoch: Callable[[Sequence[Run]], None],
     model: Mapping[str, Any] = MappingProxyType({}),
-    diagnose: Callable[[nnx.Module, Tokens], Any] | None = None,
+    diagnose: Callable[[QuantumTransformer, Tokens], Any] | None = None,
 ) -> Result:
     """Train every seed and test it.
 
@@ -126,7 +126,9 @@ def train(
     )
     compile_seconds = time.perf_counter() - began
 
-    look = jax.jit(lambda params, tokens: diagnose(nnx.merge(graph, params), tokens))  # type: ignore[misc]
+    @jax.jit
+    def look(params: PyTree, tokens: Tokens) -> Any:
+        return diagnose and diagnose(nnx.merge(graph, params), tokens)
 
     def validate(run: Run) -> None:
         if diagnose is not None:

@@ -15,6 +15,7 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.experimental
@@ -164,7 +165,7 @@ def _run_traced(circuit, device, readout, encoding, angles):
     return _stacked(answers, readout, circuit.n_qubits).astype(encoding.dtype)
 
 
-def _stacked(answers, readout, n_qubits):
+def _stacked(answers, readout, n_qubits) -> Any:
     """What a broadcast tape answered, `(batch, outputs)`."""
     if readout == "expectation":
         return (np if isinstance(answers[0], np.ndarray) else jnp).stack(answers, axis=-1)

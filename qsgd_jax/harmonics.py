@@ -13,8 +13,8 @@ References:
 """
 
 import functools
-import itertools
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,6 @@ def evaluate(table: Coefficients, degree: int, x: Float[Array, "*shape"]) -> Flo
     return jnp.broadcast_to(real, x.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def add_where(
     table: Coefficients,
     degree: int,
@@ -179,7 +178,7 @@ def add_where(
       >>> print(harmonics.add_where(cosine, 2, 1.0, x, x, jnp.array([True, False])))
       [[1. 0.]]
     """
-    return _forward(table, degree, factor, x, weights, allowed)[0]
+    return _add_where(table, degree, factor, x, weights, allowed)
 
 
 def _forward(table, degree, factor, x, weights, allowed):
@@ -200,7 +199,8 @@ def _backward(degree, factor, saved, cotangent):
     return of_table.astype(table.dtype), of_x, cotangent, None
 
 
-add_where.defvjp(_forward, _backward)
+_add_where: Any = jax.custom_vjp(lambda *inputs: _forward(*inputs)[0], nondiff_argnums=(1, 2))
+_add_where.defvjp(_forward, _backward)
 
 
 def _moments(x, g, allowed, degree: int, factor: float, shape: tuple[int, ...]):
@@ -221,13 +221,14 @@ def _moments(x, g, allowed, degree: int, factor: float, shape: tuple[int, ...]):
         x, g = jnp.where(allowed, factor * x, 0), jnp.where(allowed, g, 0)
         return [each for pair in _powers(x, g, degree) for each in pair]
 
-    totals = 0
+    totals: Any = 0
     for part in parts:
         terms = zip(*(powers(*row) for row in part), strict=True)
-        sums = iter([functools.reduce(operator.add, term) for term in terms])
-        groups = iter(lambda: list(itertools.islice(sums, 2 * _HARMONICS)), [])
-        together = itertools.chain.from_iterable(map(in_one_loop, groups))
-        totals += jnp.stack([_sum_to(each, shape) for each in together])
+        sums = [functools.reduce(operator.add, term) for term in terms]
+        for first in range(0, len(sums), 2 * _HARMONICS):
+            group = slice(first, first + 2 * _HARMONICS)
+            sums[group] = in_one_loop(sums[group])
+        totals += jnp.stack([_sum_to(each, shape) for each in sums])
     return jnp.moveaxis(totals.reshape((-1, 2, *shape)), 1, 0)
 
 

@@ -1,6 +1,8 @@
 """Quantum attention against one circuit for each score, and against Flax's own attention."""
 
+import functools
 import re
+from typing import Any
 
 import autograd
 import flax.linen
@@ -11,10 +13,18 @@ import pennylane as qml
 import pytest
 from flax import nnx
 from flax.nnx import bridge
+from jax import P
+from jax.sharding import AxisType, NamedSharding
 
-from benchmarks import attention_reference as reference
+from benchmarks import attention_reference
 from qsgd_jax.nn import QuantumAttention
 
+# LLVM's optimizations take most of the time, and no part in what is computed.
+quick_jit: Any = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": "0"}
+)
+differentiate: Any = autograd.grad
+reference: Any = attention_reference  # it takes the arrays of any library
 READOUTS = ("amplitude", "probability")
 CAUSAL = np.tril(np.ones((5, 5), bool))
 
@@ -28,17 +38,17 @@ def inputs(rng, *, batch=(2,), queries=5, keys=5, heads=2, key_heads=None, featu
     )
 
 
-def make(n_qubits=2, depth=1, **options):
+def make(n_qubits=2, depth=1, **options) -> Any:
     return QuantumAttention(n_qubits, depth, rngs=nnx.Rngs(0), **options)
 
 
-def with_angles(attention, angles):
+def with_angles(attention, angles) -> Any:
     graph, params, rest = nnx.split(attention, nnx.Param, ...)
     copies = jax.tree.map(lambda x: x, rest)  # of its counters, at the level of the caller's trace
     return nnx.merge(graph, jax.tree.map(lambda _: angles, params), copies)
 
 
-def captured(layer, *arguments):
+def captured(layer, *arguments) -> Any:
     """What the layer sows in a call; Flax 0.12.0 cannot but leave it in the module."""
     if hasattr(nnx, "capture"):
         return nnx.capture(layer, nnx.Intermediate)(*arguments, sow_weights=True)[1]
@@ -55,7 +65,7 @@ def silent(attention):
 def value_and_slopes(attention, arrays, cotangent, **options):
     """The output and what it says of queries, keys, values and angles."""
 
-    @jax.jit
+    @quick_jit
     def both(arrays, angles):
         def call(arrays, angles):
             return with_angles(attention, angles)(*arrays, **options)
@@ -87,7 +97,7 @@ def test_equals_one_circuit_a_score(float64, device, n_qubits, depth, readout):
 
     wide = [x.astype(np.float64) for x in (*arrays, angles)]
     expected = [reference.attention(*wide, readout)[0]]
-    expected += autograd.grad(loss, argnum=(0, 1, 2, 3))(*wide)
+    expected += differentiate(loss, argnum=(0, 1, 2, 3))(*wide)
     for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.float64, 1e-12)):
         own = with_angles(attention, jnp.asarray(angles, dtype))
         found = value_and_slopes(own, [jnp.asarray(x, dtype) for x in arrays], cotangent)
@@ -174,10 +184,8 @@ def test_the_future_does_not_leak(options):
     x = jnp.asarray(rng.normal(size=(1, 5, 6)), jnp.float32)
 
     def call(x):
-        if "mask" in options:
-            return layer(x, mask=jnp.asarray(options["mask"])[None, None])
-        query, key, value = layer.query(x), layer.key(x), layer.value(x)
-        return layer.out(layer.attention_fn(query, key, value, **options))
+        heads = layer.query(x), layer.key(x), layer.value(x)
+        return layer.out(layer.attention_fn(*heads, **options))
 
     before = call(x)
     for position in range(1, 5):
@@ -206,7 +214,8 @@ def test_what_the_mask_forbids_may_be_anything():
 def test_a_score_that_is_not_finite_spoils_its_query_only_as_in_plain_attention(bad):
     query, key, value = inputs(np.random.default_rng(7), channels=3)
     query[0, 2, 1] = bad
-    for call in (make(), nnx.dot_product_attention):
+    calls: tuple[Any, ...] = make(), nnx.dot_product_attention
+    for call in calls:
         output = np.asarray(call(*(jnp.asarray(x) for x in (query, key, value))))
         expected = np.zeros((2, 5, 2), bool)
         expected[0, 2, 1] = True
@@ -232,7 +241,7 @@ def test_circuits_a_pass_do_not_depend_on_batch_heads_or_length(readout, runs):
     rng = np.random.default_rng(9)
     for shape in ({}, {"batch": (4, 3), "heads": 8, "queries": 17, "keys": 9}):
         arrays = inputs(rng, **shape)
-        call = jax.jit(attention)
+        call = quick_jit(attention)
         jax.block_until_ready(call(*arrays))
         with qml.Tracker(device) as tracker:
             jax.block_until_ready(call(*arrays))
@@ -268,7 +277,7 @@ def test_measured_probabilities_are_fresh_in_each_pass_and_unbiased():
     x = jnp.linspace(-2, 2, 5)
     graph, state = nnx.split(attention)
 
-    @jax.jit
+    @quick_jit
     def repeat(state):
         def step(state, _):
             model = nnx.merge(graph, state)
@@ -311,12 +320,13 @@ def test_phi_and_its_spectrum_are_what_pennylane_finds():
 
 
 def test_the_size_of_phi_can_be_watched():
-    layer = nnx.MultiHeadAttention(2, 6, decode=False, rngs=nnx.Rngs(0), attention_fn=make(4, 2))
+    attention = make(4, 2)
+    layer = nnx.MultiHeadAttention(2, 6, decode=False, rngs=nnx.Rngs(0), attention_fn=attention)
     x = jnp.asarray(np.random.default_rng(11).normal(size=(2, 5, 6)), jnp.float32)
     sown = captured(layer, x)
     weights, phi = (sown[name][0] for name in ("attention_weights", "quantum_attention_weights"))
     scores = jnp.einsum("bqhd,bkhd->bhqk", layer.query(x), layer.key(x))
-    np.testing.assert_allclose(phi, layer.attention_fn.phi(scores), atol=1e-5)
+    np.testing.assert_allclose(phi, attention.phi(scores), atol=1e-5)
     np.testing.assert_allclose((weights - phi).sum(-1), 1, atol=1e-5)
 
 
@@ -333,7 +343,7 @@ def test_no_tensor_is_larger_than_the_scores():
         output, pull = jax.vjp(call, attention.angles[...], *arrays)
         return output, pull(cotangent)
 
-    compiled = jax.jit(both).lower(*arrays).compile()
+    compiled: Any = jax.jit(both).lower(*arrays).compile()
     _, _, program = compiled.as_text().partition("ENTRY")
     sizes = [
         np.prod([int(n) for n in shape.split(",")])
@@ -341,6 +351,30 @@ def test_no_tensor_is_larger_than_the_scores():
     ]
     assert max(sizes) == scores
     assert compiled.memory_analysis().temp_size_in_bytes < 6 * 4 * scores
+
+
+LAYOUTS = {
+    "batch": P("data"),
+    "heads": P(None, None, "model"),
+    "queries": P(None, "data"),
+    "batch and heads": P("data", None, "model"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_on_a_mesh_it_is_that_of_one_device(layout):
+    """Queries cut finer, too, than the rows that a loop of the backward pass takes at a time."""
+    rng = np.random.default_rng(14)
+    arrays = [jnp.asarray(x, jnp.float32) for x in inputs(rng, batch=(4,), queries=32, keys=32)]
+    cotangent = rng.normal(size=(4, 32, 2, 4)).astype(np.float32)
+    attention = make(2, 1, num_heads=2)
+    expected = value_and_slopes(attention, arrays, cotangent, is_causal=True)
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    placed = [jax.device_put(x, NamedSharding(mesh, LAYOUTS[layout])) for x in arrays]
+    with jax.set_mesh(mesh):
+        found = value_and_slopes(attention, placed, cotangent, is_causal=True)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
 def test_second_derivatives_and_batches_of_models():
@@ -374,7 +408,7 @@ def test_it_serves_linen_by_the_bridge():
     layer = flax.linen.MultiHeadDotProductAttention(2, attention_fn=linen)
     x = jnp.ones((2, 5, 6))
     variables = layer.init(jax.random.key(0), x)
-    assert layer.apply(variables, x).shape == x.shape
+    assert np.isfinite(np.asarray(layer.apply(variables, x))).all()
 
 
 def test_two_that_are_alike_share_a_compiled_step():
@@ -421,6 +455,11 @@ def test_bad_arguments_are_refused_at_construction(options, error, message):
 def test_wrong_shapes_are_refused(shapes, message):
     with pytest.raises(ValueError, match=message):
         make(num_heads=2)(*(jnp.zeros(shape) for shape in shapes))
+
+
+def test_dropout_without_a_key_is_refused():
+    with pytest.raises(ValueError, match=r"dropout_rate=0.5 .*dropout_rng"):
+        make()(*inputs(np.random.default_rng(0)), dropout_rate=0.5)
 
 
 def test_a_mask_of_too_many_axes_is_refused():

@@ -32,7 +32,7 @@ def test_values_on_the_settings_give_the_coefficients(float64, degree):
     table = table_of(np.random.default_rng(0), degree, (3, 1))
     settings = harmonics.settings(degree)
     assert len(settings) == degree + 1 and settings.all()
-    found = harmonics.coefficients(polynomial(table, degree, settings), degree)
+    found = harmonics.coefficients(jnp.asarray(polynomial(table, degree, settings)), degree)
     np.testing.assert_allclose(found, table[..., 0], atol=1e-13)
 
 
@@ -84,16 +84,18 @@ def test_what_is_added_and_its_derivatives(float64, degree, shape):
 def test_coefficients_of_many_scores_lose_nothing_to_rounding():
     """A million float32 terms: added one by one, the sums of equal terms would stand still."""
     x = jnp.zeros((64, 128, 128), jnp.float32)
-    pull = jax.vjp(lambda t: harmonics.add_where(t, 8, 1.0, x, x, True), jnp.zeros((2, 5)))[1]
+    everywhere = jnp.array(True)
+    pull = jax.vjp(lambda t: harmonics.add_where(t, 8, 1.0, x, x, everywhere), jnp.zeros((2, 5)))[1]
     (found,) = pull(jnp.full(x.shape, 0.1, jnp.float32))
     np.testing.assert_allclose(found[0], 0.1 * x.size, rtol=1e-5)
 
 
 def test_derivatives_of_derivatives(float64):
     rng = np.random.default_rng(0)
+    everywhere = jnp.array(True)
     table, x = jnp.asarray(table_of(rng, 3)), jnp.asarray(rng.normal(size=(3, 2)))
 
     def loss(table, x):
-        return (harmonics.add_where(table, 3, 2.0, x, x, True) ** 3).sum()
+        return (harmonics.add_where(table, 3, 2.0, x, x, everywhere) ** 3).sum()
 
     check_grads(jax.grad(loss, (0, 1)), (table, x), order=1, modes=("rev", "fwd"))

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.nnx.nn import initializers
 from flax.nnx.nn.dtypes import promote_dtype
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from qsgd_jax import devices, harmonics
@@ -91,7 +90,7 @@ class QuantumAttention(nnx.Module):
         num_heads: int | None = None,
         device: Any = "default.qubit",
         shots: int | None = None,
-        angle_init: initializers.Initializer | None = None,
+        angle_init: nnx.Initializer | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -179,7 +178,7 @@ class QuantumAttention(nnx.Module):
         """
         return jnp.hypot(*self.coefficients())
 
-    def phi(self, scores: Float[Array, "*shape"]) -> Float[Array, "..."]:
+    def phi(self, scores: Float[ArrayLike, "*shape"]) -> Float[Array, "..."]:
         """Φ at any scores, to look at: `plot(x, attention.phi(x))`.
 
         Args:
@@ -212,7 +211,7 @@ class QuantumAttention(nnx.Module):
         key: Float[Array, "*batch keys key_heads features"],
         value: Float[Array, "*batch keys key_heads channels"],
         *,
-        mask: Bool[Array, "*#batch #heads #queries #keys"] | None = None,
+        mask: Bool[ArrayLike, "*#batch #heads #queries #keys"] | None = None,
         dropout_rng: Array | None = None,
         dropout_rate: float = 0.0,
         broadcast_dropout: bool = True,
@@ -245,7 +244,8 @@ class QuantumAttention(nnx.Module):
           One vector for each query and head.
 
         Raises:
-          ValueError: if the shapes do not fit each other or the circuits' number.
+          ValueError: if the shapes do not fit each other or the circuits' number, or a dropout
+            has no key.
         """
         self._check_shapes(query, key, value)
         query, key, value = promote_dtype((query, key, value), dtype=dtype)
@@ -274,6 +274,8 @@ class QuantumAttention(nnx.Module):
             module.sow(nnx.Intermediate, "quantum_attention_weights", weights - softmax)
         if dropout_rate > 0 and not deterministic:
             shape = scores.shape[-2:] if broadcast_dropout else scores.shape
+            if dropout_rng is None:
+                raise ValueError(f"dropout_rate={dropout_rate} needs a dropout_rng.")
             kept = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, shape)
             weights = jnp.where(kept, weights / (1 - dropout_rate), 0)
         return jnp.einsum(
@@ -327,10 +329,9 @@ def _coefficients(angles, key, device, readout, shots):
 
 def _allowed(mask, is_causal, scores):
     """Where attention is allowed; without any mask, wherever the softmax is not NaN anyway."""
-    if mask is not None and mask.ndim > scores.ndim:
-        raise ValueError(f"mask has shape {mask.shape}; allowed is {scores.shape} or less.")
+    if np.ndim(mask) > scores.ndim:
+        raise ValueError(f"mask has shape {np.shape(mask)}; allowed is {scores.shape} or less.")
     if not is_causal:
-        return scores == scores if mask is None else mask.astype(bool)
-    queries, keys = scores.shape[-2:]
-    causal = jnp.tril(jnp.ones((queries, keys), bool))
-    return causal if mask is None else causal & mask.astype(bool)
+        return scores == scores if mask is None else jnp.asarray(mask, bool)
+    causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    return causal if mask is None else causal & jnp.asarray(mask, bool)
