@@ -43,6 +43,7 @@ broadcast, compiled) beside the same, at --circuits-length.
 
 BATCH, HEADS, FEATURES = 32, 4, 16
 N_QUBITS, DEPTH = 4, 2
+UNIFORM = nnx.initializers.uniform(2 * np.pi)
 
 Program = Callable[[PyTree, PyTree], Any]
 
@@ -101,7 +102,7 @@ def functions(length: int) -> tuple[dict[str, tuple[Program, PyTree]], PyTree]:
 def one_circuit_a_score(length: int) -> tuple[Program, PyTree, PyTree]:
     """Build the attention function that simulates every score's circuit."""
     _, arrays = functions(length)
-    attention = QuantumAttention(N_QUBITS, DEPTH, rngs=nnx.Rngs(0))
+    attention = QuantumAttention(N_QUBITS, DEPTH, angle_init=UNIFORM, rngs=nnx.Rngs(0))
 
     def call(angles: Array, arrays: PyTree) -> Array:
         query, key, value = arrays

@@ -70,6 +70,7 @@ examples:
 """
 
 ATTENTIONS = ("classical", "quantum")
+ANGLES = {"default": None, "random": nnx.initializers.uniform(2 * np.pi)}
 SCORES = np.linspace(-4 * np.pi, 4 * np.pi, 241)  # radians, where Φ is drawn
 
 
@@ -176,6 +177,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=get_args(AttentionReadout),
         default="amplitude",
         help="what quantum attention reads off its circuits (default: %(default)s)",
+    )
+    compared.add_argument(
+        "--angles",
+        choices=ANGLES,
+        default="default",
+        help="how quantum attention begins: as QuantumAttention does by itself (amplitudes add "
+        "nothing at first), or with random angles (default: %(default)s)",
     )
     _add(compared, "seeds", _positive(int), 5, "runs of each arm, seeds 0, 1, ...")
     _add(compared, "target", _fraction, 0.9, "validation accuracy that the arms race for")
@@ -293,7 +301,11 @@ def _train(arm: Arm, quantum: bool, dataset: Dataset, args: argparse.Namespace) 
             epochs=args.epochs,
             batch_size=args.batch_size,
             on_epoch=on_epoch,
-            model={"quantum": quantum, "readout": args.readout},
+            model={
+                "quantum": quantum,
+                "readout": args.readout,
+                "angle_init": ANGLES[args.angles],
+            },
             diagnose=attention_figures.sizes if quantum else None,
         )
     return Trained(label, arm.settings, quantum, result)

@@ -39,6 +39,7 @@ def inputs(rng, *, batch=(2,), queries=5, keys=5, heads=2, key_heads=None, featu
 
 
 def make(n_qubits=2, depth=1, **options) -> Any:
+    options: dict[str, Any] = {"angle_init": nnx.initializers.uniform(2 * np.pi)} | options
     return QuantumAttention(n_qubits, depth, rngs=nnx.Rngs(0), **options)
 
 
@@ -54,12 +55,6 @@ def captured(layer, *arguments) -> Any:
         return nnx.capture(layer, nnx.Intermediate)(*arguments, sow_weights=True)[1]
     layer(*arguments, sow_weights=True)
     return nnx.pop(layer, nnx.Intermediate)
-
-
-def silent(attention):
-    """Angles for which every amplitude is imaginary, whatever the score: Φ = 0."""
-    angles = attention.angles[...].at[..., 1].set(0).at[..., -1, 0, 1].set(jnp.pi)
-    return with_angles(attention, angles)
 
 
 def value_and_slopes(attention, arrays, cotangent, **options):
@@ -108,6 +103,15 @@ def test_equals_one_circuit_a_score(float64, device, n_qubits, depth, readout):
             np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * scale)
 
 
+@pytest.mark.parametrize("n_qubits", [1, 2, 5])
+def test_phi_begins_at_zero_and_can_leave_it(n_qubits):
+    attention = make(n_qubits, 3, angle_init=None, num_heads=2)
+    x = jnp.linspace(-9, 9, 50)
+    assert np.abs(attention.phi(x)).max() < 2e-6
+    slope = jax.grad(lambda a: with_angles(attention, a).phi(x)[:, 7].sum())(attention.angles[...])
+    assert np.abs(slope[..., 1]).max() > 1e-2
+
+
 @pytest.mark.parametrize("readout", READOUTS)
 def test_heads_with_circuits_of_their_own_equal_the_oracle_head_by_head(readout):
     rng = np.random.default_rng(1)
@@ -139,7 +143,7 @@ def test_without_phi_it_is_flax_attention(options):
     rng = np.random.default_rng(2)
     arrays = [jnp.asarray(x, jnp.float32) for x in inputs(rng, channels=3)]
     cotangent = rng.normal(size=(2, 5, 2, 3)).astype(np.float32)
-    attention = silent(make(4, 2))
+    attention = make(2, 2, angle_init=None)  # the default begins there
     assert np.abs(attention.phi(np.linspace(-9, 9, 99, dtype=np.float32))).max() < 1e-6
     found, *slopes = value_and_slopes(attention, arrays, cotangent, **options)
     if options.pop("is_causal", False):  # Flax 0.12.0 does not know it

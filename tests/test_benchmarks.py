@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import (
     arms,
+    attention_time,
     circuit_throughput,
     comparison,
     datasets,
@@ -65,6 +66,49 @@ def test_text_classification_runs_end_to_end_and_pairs_its_arms(tmp_path, capsys
     assert report["provenance"]["versions"]["optax"] == optax.__version__
     printed = capsys.readouterr().out
     assert "λ = 0.5" in printed and "Minus Adam" in printed
+
+
+def test_text_classification_with_quantum_attention_is_paired_and_looked_into(tmp_path):
+    text_classification.main(
+        (
+            "--arms adam --attention classical quantum --readout probability --seeds 1 --epochs 1 "
+            f"--train-size 32 --output {tmp_path}"
+        ).split()
+    )
+    report = json.loads((tmp_path / "text_classification.json").read_text())
+    assert (tmp_path / "quantum_attention.png").stat().st_size > 5_000
+    classical, quantum = (report["arms"][name] for name in ("adam", "adam, quantum"))
+    assert (classical["attention"], quantum["attention"]) == ("classical", "quantum")
+    assert "attention" not in classical["runs"][0]
+    (run,) = quantum["runs"]
+    # Of 16 tokens, none is padding: the softmax's mean is 1/16. Of 4 qubits' states, that of the
+    # first four has a probability of 4/16 on average over all angles.
+    for epoch in run["attention"]["epochs"]:
+        np.testing.assert_allclose(epoch["softmax"], [1 / 16] * 2, rtol=1e-5)
+        assert all(
+            0 < mean <= rms < 1 for mean, rms in zip(epoch["phi"], epoch["phi_rms"], strict=True)
+        )
+    assert len(run["attention"]["epochs"]) == 2
+    for layer in run["attention"]["layers"]:
+        assert layer["frequencies"] == list(range(9)) and layer["spectrum"][0] > 0
+
+
+def test_attention_time_compares_with_flax_and_with_circuits(tmp_path, monkeypatch):
+    monkeypatch.setattr(attention_time, "BATCH", 1)
+    monkeypatch.setattr(attention_time, "DEPTH", 1)
+    monkeypatch.setattr(attention_time, "N_QUBITS", 2)
+    attention_time.main(
+        (
+            f"--lengths 16 --rounds 6 --circuits-length 4 --circuits-rounds 6 --output {tmp_path}"
+        ).split()
+    )
+    report = json.loads((tmp_path / "attention_time.json").read_text())
+    for rows in report["lengths"]["16"].values():
+        assert list(rows) == ["flax", "flax again", "amplitude", "probability"]
+        assert rows["flax"]["ratio"] == 1 and rows["flax"]["rounds"] == 6
+        assert all(row["largest_over_scores"] > 0 for row in rows.values())
+    assert report["circuits"]["rows"]["amplitude"]["ratio"] == 1
+    assert report["circuits"]["largest_difference"] < 1e-5
 
 
 def test_seeds_trained_together_equal_a_plain_loop():

@@ -52,7 +52,10 @@ class QuantumAttention(nnx.Module):
         compiled step, any other is asked by one callback a pass.
       shots: how often the device measures each circuit of each pass, with
         `readout="probability"`; `None` for its exact answers.
-      angle_init: initializer of the angles, uniform in [−π, π) by default.
+      angle_init: initializer of the angles. By default θ is uniform in [−π, π), and φ zero but
+        for the last layer's first, which is π: then every amplitude is imaginary, and the layer
+        begins as plain attention (probabilities cannot vanish: there φ is uniform, too).
+        `nnx.initializers.uniform(2 * np.pi)` draws all at random.
       param_dtype: of the angles.
       rngs: source of the angles and, with `shots`, of a stream that tells passes apart.
 
@@ -107,7 +110,7 @@ class QuantumAttention(nnx.Module):
         self.num_heads, self.device, self.shots = num_heads, device, shots
         self._check_device()
         lead = () if num_heads is None else (num_heads,)
-        init = _uniform if angle_init is None else angle_init
+        init = angle_init or (_silent if readout == "amplitude" else _uniform)
         self.angles = nnx.Param(init(rngs.params(), (*lead, depth, n_qubits, 2), param_dtype))
         self.rngs = nnx.data(None) if shots is None else rngs.shots.fork()
 
@@ -302,6 +305,11 @@ class QuantumAttention(nnx.Module):
 
 def _uniform(key, shape, dtype):
     return jax.random.uniform(key, shape, dtype, -np.pi, np.pi)
+
+
+def _silent(key, shape, dtype):
+    angles = _uniform(key, shape, dtype).at[..., 1].set(0)
+    return angles.at[..., -1, 0, 1].set(np.pi)
 
 
 @functools.cache

@@ -46,6 +46,8 @@ class QuantumTransformer(nnx.Module):
       circuit_per_head: angles of their own for each head.
       device: PennyLane device that runs the circuits, a name or an instance.
       shots: how often it measures each circuit; `None` for exact answers.
+      angle_init: initializer of the angles; by default that of `QuantumAttention`, with which
+        the model begins as the classical one if it reads amplitudes.
       keep_rngs: keep streams for dropout in the module. Otherwise each call that drops
         anything must be given `rngs`.
       rngs: source of the initial values and, if they are kept, of the streams.
@@ -86,6 +88,7 @@ class QuantumTransformer(nnx.Module):
         circuit_per_head: bool = False,
         device: Any = "default.qubit",
         shots: int | None = None,
+        angle_init: nnx.Initializer | None = None,
         keep_rngs: bool = True,
         rngs: nnx.Rngs,
     ):
@@ -111,6 +114,7 @@ class QuantumTransformer(nnx.Module):
                 num_heads=num_heads if circuit_per_head else None,
                 device=device,
                 shots=shots,
+                angle_init=angle_init,
                 rngs=rngs,
             )
             layer.attention.attention_fn = nnx.data(attention)
