@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,18 @@ from qsgd_jax.nn import QuantumTransformer
 def sizes(
     model: QuantumTransformer, tokens: Int[Array, "examples length"]
 ) -> dict[str, Float[Array, " layers"]]:
-    """Measure both parts of the attention weights in each layer, where attention is allowed.
+    """Measure both parts of the attention weights in each layer, where neither token is padding.
 
     Returns:
-        The mean of the softmax's weights, and the mean and the root mean square of Φ.
+        The root mean square of the softmax's weights and of Φ, and the mean of Φ.
     """
 
     def classify(model: QuantumTransformer, tokens: Array) -> Array:
         return model(tokens, deterministic=True, sow_weights=True)
 
-    _, sown = nnx.capture(classify, nnx.Intermediate)(model, tokens)
-    allowed = (tokens != model.pad)[:, None, None, :]
+    sown = captured(classify, model, tokens)
+    real = tokens != model.pad
+    allowed = real[:, None, None, :] & real[:, None, :, None]
     rows = []
     for _, layer in sorted(sown["layers"].items()):
         weights, phi = (
@@ -39,24 +40,32 @@ def sizes(
         where = jnp.broadcast_to(allowed, phi.shape)
         rows.append(
             {
-                "softmax": jnp.mean(weights - phi, where=where),
-                "phi": jnp.mean(phi, where=where),
+                "softmax_rms": jnp.sqrt(jnp.mean((weights - phi) ** 2, where=where)),
                 "phi_rms": jnp.sqrt(jnp.mean(phi**2, where=where)),
+                "phi_mean": jnp.mean(phi, where=where),
             }
         )
     return jax.tree.map(lambda *layers: jnp.stack(layers), *rows)
 
 
+def captured(function: Callable[..., Any], module: nnx.Module, *arguments: Any) -> Any:
+    """Return what the module sows in a call; Flax 0.12.0 cannot but leave it in the module."""
+    if hasattr(nnx, "capture"):
+        return nnx.capture(function, nnx.Intermediate)(module, *arguments)[1]
+    function(module, *arguments)
+    return nnx.pop(module, nnx.Intermediate)
+
+
 def learned(model: QuantumTransformer, x: Float[np.ndarray, " points"]) -> list[dict[str, Any]]:
-    """Return Φ(x) and its spectrum in each layer, ready for JSON."""
+    """Return Φ(x) and its spectrum in each layer, a row for each circuit, ready for JSON."""
     rows = []
     for layer in model.layers:
         attention: Any = layer.attention.attention_fn
         rows.append(
             {
-                "phi": np.asarray(attention.phi(x)).tolist(),
+                "phi": np.atleast_2d(attention.phi(x)).tolist(),
                 "frequencies": attention.frequencies.tolist(),
-                "spectrum": np.asarray(attention.spectrum()).tolist(),
+                "spectrum": np.atleast_2d(attention.spectrum().T).tolist(),
             }
         )
     return rows
@@ -85,18 +94,18 @@ def plot(
     for index, (phi, spectrum, size) in enumerate(axes):
         for seed, (run, epochs) in enumerate(zip(runs, diagnostics, strict=True)):
             color, layer = f"C{seed % 10}", run[index]
-            phi.plot(x, layer["phi"], color=color, lw=1)
+            phi.plot(x, np.transpose(layer["phi"]), color=color, lw=1)
             offset = 0.1 * (seed / max(1, len(runs) - 1) - 0.5)
-            spectrum.plot(
-                np.array(layer["frequencies"]) + offset, layer["spectrum"], "o", color=color, ms=3
-            )
-            for name, style in (("phi_rms", "-"), ("softmax", "--")):
+            for circuit in layer["spectrum"]:
+                nu = np.array(layer["frequencies"]) + offset
+                spectrum.plot(nu, circuit, "o", color=color, ms=3)
+            for name, style in (("phi_rms", "-"), ("softmax_rms", "--")):
                 size.plot([epoch[name][index] for epoch in epochs], style, color=color, lw=1)
         phi.set(ylabel=f"layer {index}: Φ(x)", xlabel="score x, radians")
         spectrum.set(ylabel="amplitude", xlabel="frequency ν", ylim=(0, None))
-        size.set(ylabel="weight", xlabel="epoch", ylim=(0, None))
-        size.plot([], "-", color="0.3", label="Φ, root mean square")
-        size.plot([], "--", color="0.3", label="softmax, mean")
+        size.set(ylabel="weights, root mean square", xlabel="epoch", ylim=(0, None))
+        size.plot([], "-", color="0.3", label="Φ")
+        size.plot([], "--", color="0.3", label="softmax")
         size.legend(fontsize="small")
         for panel in (phi, spectrum, size):
             panel.grid(alpha=0.2)

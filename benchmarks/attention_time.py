@@ -86,7 +86,9 @@ def functions(length: int) -> tuple[dict[str, tuple[Program, PyTree]], PyTree]:
     flax = with_derivatives(lambda _, arrays: attend(*arrays)), {}
 
     def quantum(**options: Any) -> tuple[Program, PyTree]:
-        graph, params = nnx.split(QuantumAttention(N_QUBITS, DEPTH, rngs=nnx.Rngs(0), **options))
+        graph, params = nnx.split(
+            QuantumAttention(N_QUBITS, DEPTH, angle_init=UNIFORM, rngs=nnx.Rngs(0), **options)
+        )
         return with_derivatives(lambda params, x: nnx.merge(graph, params)(*x)), params
 
     shape = (BATCH, length, HEADS, FEATURES)

@@ -100,12 +100,17 @@ def print_tables(arms: Mapping[str, Any], target: float) -> None:
             "Arms train one after another: their seconds compare only on an idle machine.",
         ],
     )
-    if len(reports) > 1:
-        print_table(
-            f"Minus {reports[0]['label']}, seed by seed",
-            ["arm", "test accuracy %", "test loss", "epochs", "seconds"],
-            [[arm["label"], *_minus(arm["minus_first_arm"])] for arm in reports[1:]],
-        )
+    compared = {f"Minus {reports[0]['label']}": [(arm, "minus_first_arm") for arm in reports[1:]]}
+    compared["Quantum attention minus classical, same optimizer"] = [
+        (arm, "minus_classical") for arm in reports if arm.get("minus_classical")
+    ]
+    for title, rows in compared.items():
+        if rows:
+            print_table(
+                f"{title}, seed by seed",
+                ["arm", "test accuracy %", "test loss", "epochs", "seconds"],
+                [[arm["label"], *_minus(arm[key])] for arm, key in rows],
+            )
 
 
 def _race(figures: Mapping[str, Any], n: int) -> list[str]:

@@ -77,6 +77,7 @@ SCORES = np.linspace(-4 * np.pi, 4 * np.pi, 241)  # radians, where Φ is drawn
 class Trained(NamedTuple):
     """An arm with one of the models."""
 
+    arm: str
     label: str
     settings: str
     quantum: bool
@@ -103,10 +104,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     trained = {
         name if attention == "classical" else f"{name}, {attention}": _train(
-            arm, attention == "quantum", dataset, args
+            name, arm, attention == "quantum", dataset, args
         )
         for name, arm in arms.items()
-        for attention in args.attention
+        for attention in dict.fromkeys(args.attention)
     }
     report = _report(trained, dataset, args)
     reporting.write_json(args.output / "text_classification.json", report)
@@ -281,7 +282,9 @@ def _describe(dataset: Dataset) -> None:
     print(f"{dataset.name}: {sizes} examples, {dataset.n_classes} classes{best}")
 
 
-def _train(arm: Arm, quantum: bool, dataset: Dataset, args: argparse.Namespace) -> Trained:
+def _train(
+    name: str, arm: Arm, quantum: bool, dataset: Dataset, args: argparse.Namespace
+) -> Trained:
     label = f"{arm.label}, quantum" if quantum else arm.label
     with tqdm(total=args.epochs * args.seeds, desc=f"{label:24}", unit="epoch") as bar:
 
@@ -308,7 +311,7 @@ def _train(arm: Arm, quantum: bool, dataset: Dataset, args: argparse.Namespace) 
             },
             diagnose=attention_figures.sizes if quantum else None,
         )
-    return Trained(label, arm.settings, quantum, result)
+    return Trained(name, label, arm.settings, quantum, result)
 
 
 def _report(
@@ -343,6 +346,9 @@ def _report(
                 "wall_seconds": one.result.wall_seconds,
                 "summary": comparison.summary(figures[name]),
                 "minus_first_arm": comparison.differences(figures[name], first),
+                "minus_classical": comparison.differences(figures[name], figures[one.arm])
+                if one.quantum and one.arm in figures
+                else None,
                 "runs": [
                     _curves(run)
                     | (_attention(one, run) if one.quantum else {})
