@@ -25,12 +25,13 @@ import pennylane as qml
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 from pennylane.devices import DefaultQubit, Device, ExecutionConfig
+from pennylane.exceptions import DeviceError
 from pennylane.tape import QuantumScript, make_qscript
 from threadpoolctl import threadpool_limits
 
 from qsgd_jax.circuit import Circuit, Readout, open_device
 
-__all__ = ["alone", "check", "measures_only", "open_device", "run", "run_settings"]
+__all__ = ["alone", "check", "measures_only", "open_device", "run", "run_settings", "try_out"]
 
 # Bounds the memory that the tapes or state vectors of one call to a device take.
 _MAX_BATCH = 4096
@@ -132,6 +133,22 @@ def check(
 ) -> None:
     """Let the device refuse what it cannot run or measure, without running anything."""
     _Prepared(circuit, device, readout, shots=shots)
+
+
+def try_out(circuit: Circuit, device: Device, shots: int | None, readout: Readout) -> None:
+    """Run one setting if that is exact, else check only: a run might be charged.
+
+    Raises:
+      ValueError: if the device cannot answer. Some turn out to have density matrices for states,
+        or no qubits, only when they run.
+    """
+    try:
+        if shots is None:
+            run(circuit, device, np.zeros((1, circuit.n_qubits)), readout)
+        else:
+            check(circuit, device, shots, readout)
+    except (ValueError, DeviceError) as error:
+        raise ValueError(f"device={device.name!r} cannot answer its {readout}: {error}") from error
 
 
 def measures_only(device: Device) -> bool:

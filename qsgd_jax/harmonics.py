@@ -82,7 +82,7 @@ def coefficients(values: Float[Array, " settings"], degree: int) -> Coefficients
 
 
 def _cosine_and_sine(x, halved: bool):
-    """Of x or of x/2, whatever the size of x."""
+    """Of x or of x/2; in float32 exact in the period up to 2·10⁵ radians."""
     if x.dtype == jnp.float64:
         angle = x / 2 if halved else x
         return jnp.cos(angle), jnp.sin(angle)
@@ -116,7 +116,8 @@ def evaluate(table: Coefficients, degree: int, x: Float[Array, "*shape"]) -> Flo
     Args:
       table: a and b, shape `(2, frequencies, ...)`; further axes broadcast against x.
       degree: N, of which `frequencies` are those of the table.
-      x: in radians, float32 or float64, of any size.
+      x: in radians, float32 or float64. Beyond 2·10⁵, where neighbours among float32 numbers
+        lie 0.016 radians apart, the period is no longer told exactly.
 
     Returns:
       f(x), of the shape and dtype of x.
@@ -158,7 +159,7 @@ def add_where(
     .. math:: w + \mathbb{1}_\text{allowed}\, f(sx)
 
     Backward, it keeps x alone and goes over it twice, once for x and once for all coefficients.
-    Reverse mode works, and any mode on top of it (`jax.hessian`); `jax.jvp` of it is refused.
+    Reverse mode works, and any mode on top of it (`jax.hessian`); `jax.jvp` is refused by JAX.
 
     Args:
       table: a and b, shape `(2, frequencies, ...)`; further axes broadcast against x.
@@ -178,7 +179,22 @@ def add_where(
       >>> print(harmonics.add_where(cosine, 2, 1.0, x, x, jnp.array([True, False])))
       [[1. 0.]]
     """
+    table, allowed = (_varying_as(y, x) for y in (table, allowed))
     return _add_where(table, degree, factor, x, weights, allowed)
+
+
+def _varying_as(array, other):
+    """Within `jax.shard_map`: an array that all shards share, as one that each has of its own."""
+    axes = tuple(_varying_axes(other) - _varying_axes(array))
+    lax: Any = jax.lax  # pcast since jax 0.8, pvary before
+    if not axes:
+        return array
+    return lax.pcast(array, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(array, axes)
+
+
+def _varying_axes(array):
+    kind: Any = jax.typeof(array)
+    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
 
 
 def _forward(table, degree, factor, x, weights, allowed):
@@ -210,6 +226,8 @@ def _moments(x, g, allowed, degree: int, factor: float, shape: tuple[int, ...]):
     memory; XLA:CPU would give each sum its own loop, and none a vector instruction. The rows are
     taken off an axis of their own: of a sharded axis XLA takes wrong ones by a stride.
     """
+    if not x.size:
+        return jnp.zeros((2, len(frequencies(degree)), *shape), x.dtype)
     arrays, length = (x, g, jnp.broadcast_to(allowed, x.shape)), x.shape[-2]
     whole = length - length % _ROWS
     blocks = [y[..., :whole, :].reshape((*y.shape[:-2], -1, _ROWS, y.shape[-1])) for y in arrays]

@@ -14,11 +14,12 @@ from jaxtyping import Array, Bool, Float
 
 from qsgd_jax import devices, harmonics
 from qsgd_jax.checks import check_integer
-from qsgd_jax.circuit import Circuit
+from qsgd_jax.circuit import Circuit, Device, Readout
 
 AttentionReadout = Literal["amplitude", "probability"]
 """What is read off the first `n_qubits` basis states: Re ψ_k, or |ψ_k|²."""
 
+_ANSWERS: dict[str, Readout] = {"amplitude": "amplitudes", "probability": "probabilities"}
 _MOST_QUBITS = 20  # 2^20 amplitudes of each of n L + 1 settings are held at once
 _MOST_ROTATIONS = 128  # each is a harmonic, of which every score computes all
 
@@ -41,7 +42,8 @@ class QuantumAttention(nnx.Module):
     probabilities). So a forward pass runs nL + 1 circuits (2nL + 1), whatever the batch, the
     heads and the length, and evaluates the polynomial at each score: exactly, in float32 or
     better, also where the inputs are bfloat16. Reverse-mode derivatives are exact, in the angles
-    too; those of a device that measures are measured by the parameter-shift rule.
+    too; those of a device that measures are measured by the parameter-shift rule. `jax.jvp` is
+    refused, but not on top of `jax.grad`, as in `jax.hessian`.
 
     Args:
       n_qubits: n, the width of the circuit, and how many basis states are read.
@@ -49,22 +51,27 @@ class QuantumAttention(nnx.Module):
       readout: `"amplitude"` or `"probability"`.
       num_heads: a circuit for each head; `None` shares one among all.
       device: a PennyLane device name or instance; `"default.qubit"` becomes part of the
-        compiled step, any other is asked by one callback a pass.
+        compiled step, any other is asked by one callback a pass. A name can be pickled.
       shots: how often the device measures each circuit of each pass, with
-        `readout="probability"`; `None` for its exact answers.
+        `readout="probability"`; `None` for its exact answers, or as often as the instance says.
+        What is measured is the device's chance: no seed repeats it. The module then keeps a
+        stream of keys whatever else does, and `phi` and `spectrum` take from it too.
       angle_init: initializer of the angles. By default θ is uniform in [−π, π), and φ zero but
-        for the last layer's first, which is π: then every amplitude is imaginary, and the layer
-        begins as plain attention (probabilities cannot vanish: there φ is uniform, too).
+        for the last layer's first, which is π: then every amplitude is imaginary, to the
+        rounding of π in `param_dtype`, and the layer begins as plain attention. (Probabilities
+        cannot vanish: there φ is uniform, too.)
         `nnx.initializers.uniform(2 * np.pi)` draws all at random.
       param_dtype: of the angles.
-      rngs: source of the angles and, with `shots`, of a stream that tells passes apart.
+      rngs: source of the angles (`params`) and, with `shots`, of a stream (`shots`) by which
+        JAX tells one pass from the next.
 
     Attributes:
       angles: θ, φ in radians, `nnx.Param` of shape `(depth, n_qubits, 2)`, after an axis of
         `num_heads` if there is a circuit for each head.
 
     Raises:
-      TypeError: if an integer argument is not an integer, or `device` no device.
+      TypeError: if an integer argument is not an integer, `device` no device, or
+        `param_dtype` not floating.
       ValueError: if an argument is out of range, or the device cannot answer the readout.
 
     Example:
@@ -106,17 +113,34 @@ class QuantumAttention(nnx.Module):
             check_integer("num_heads", num_heads, 1, 2**16)
         if shots is not None:
             check_integer("shots", shots, 1, 2**31 - 1)
+        if not jnp.issubdtype(param_dtype, jnp.floating):
+            raise TypeError(f"param_dtype={param_dtype!r} must be a floating type.")
+        if not isinstance(device, (str, Device)):
+            raise TypeError(
+                f"device={device!r} must be the name of a PennyLane device or a device."
+            )
         self.n_qubits, self.depth, self.readout = n_qubits, depth, readout
-        self.num_heads, self.device, self.shots = num_heads, device, shots
+        self.num_heads, self.device = num_heads, device
+        self.shots = int(shots) if shots else self._opened.shots.total_shots
         self._check_device()
         lead = () if num_heads is None else (num_heads,)
+        shape = (*lead, depth, n_qubits, 2)
         init = angle_init or (_silent if readout == "amplitude" else _uniform)
-        self.angles = nnx.Param(init(rngs.params(), (*lead, depth, n_qubits, 2), param_dtype))
-        self.rngs = nnx.data(None) if shots is None else rngs.shots.fork()
+        self.angles = nnx.Param(init(rngs.params(), shape, param_dtype))
+        if self.angles.shape != shape:
+            raise ValueError(f"angle_init gave angles of shape {self.angles.shape}, not {shape}.")
+        self.rngs = nnx.data(None) if self.shots is None else rngs.shots.fork()
+
+    @property
+    def _opened(self):
+        return _open(self.device, self.n_qubits)
 
     def _check_device(self):
-        device = _opened(self.device, self.n_qubits)
-        shots = self.shots or device.shots.total_shots
+        device, shots = self._opened, self.shots
+        if device.shots.has_partitioned_shots:
+            raise ValueError(
+                f"device={device.name!r} has a vector of shots; allowed is one number, by shots=."
+            )
         if self.readout == "amplitude" and (shots or devices.measures_only(device)):
             raise ValueError(
                 f"readout='amplitude': {device.name!r} measures, and no measurement tells an "
@@ -125,16 +149,7 @@ class QuantumAttention(nnx.Module):
         if shots is None and devices.measures_only(device):
             raise ValueError(f"shots=None: {device.name!r} can only measure; say how often.")
         circuit = Circuit(self.n_qubits, self.depth, self.depth)
-        if self.readout == "probability":
-            devices.check(circuit, device, shots, "probabilities")
-            return
-        try:  # a run, because some devices turn out to answer density matrices
-            devices.run(circuit, device, np.zeros((1, self.n_qubits)), "amplitudes")
-        except ValueError as error:
-            raise ValueError(
-                f"readout='amplitude': {device.name!r} has no amplitudes to tell ({error}); "
-                "allowed is readout='probability'."
-            ) from error
+        devices.try_out(circuit, device, shots, _ANSWERS[self.readout])
 
     @property
     def degree(self) -> int:
@@ -154,10 +169,8 @@ class QuantumAttention(nnx.Module):
           if there is a circuit for each head.
         """
         key = None if self.rngs is None else jax.random.key_data(self.rngs())
-        device = _opened(self.device, self.n_qubits)
-        shots = self.shots or device.shots.total_shots
         angles = self.angles[...].astype(dtype)
-        return _coefficients(angles, key, device, self.readout, shots)
+        return _coefficients(angles, key, self._opened, self.readout, self.shots)
 
     @property
     def frequencies(self) -> np.ndarray:
@@ -224,7 +237,7 @@ class QuantumAttention(nnx.Module):
         module: nnx.Module | None = None,
         is_causal: bool = False,
     ) -> Float[Array, "*batch queries heads channels"]:
-        """Attend; the arguments are those of `flax.nnx.dot_product_attention`, save `bias`.
+        """Attend, with the arguments by which `nnx.MultiHeadAttention` calls its `attention_fn`.
 
         A score that is not finite, where it is allowed, makes its query's output NaN, as NaN and
         +∞ do in plain attention; −∞ does as well here. Forbid by the mask.
@@ -312,8 +325,8 @@ def _silent(key, shape, dtype):
     return angles.at[..., -1, 0, 1].set(np.pi)
 
 
-@functools.cache
-def _opened(device, n_qubits):
+@functools.lru_cache(maxsize=64)
+def _open(device, n_qubits):
     # Modules keep the name: two that are alike then have equal graph definitions.
     return devices.open_device(device, n_qubits)
 
@@ -323,12 +336,11 @@ def _coefficients(angles, key, device, readout, shots):
     *heads, depth, n_qubits, _ = angles.shape
     degree = n_qubits * depth * (1 if readout == "amplitude" else 2)
     settings = harmonics.settings(degree)[:, None].repeat(n_qubits, axis=1)
-    name = "amplitudes" if readout == "amplitude" else "probabilities"
 
     def values(angles):
         # RY(x) before RY(θ) is RY(x + θ): the score is encoded anew before each layer.
         circuit = Circuit(n_qubits, depth, depth, weights=angles)
-        answers = devices.run(circuit, device, -settings / np.pi, name, shots, key)
+        answers = devices.run(circuit, device, -settings / np.pi, _ANSWERS[readout], shots, key)
         return answers[:, :n_qubits].sum(1)
 
     found = jax.vmap(values)(angles) if heads else values(angles)
@@ -337,8 +349,13 @@ def _coefficients(angles, key, device, readout, shots):
 
 def _allowed(mask, is_causal, scores):
     """Where attention is allowed; without any mask, wherever the softmax is not NaN anyway."""
-    if np.ndim(mask) > scores.ndim:
-        raise ValueError(f"mask has shape {np.shape(mask)}; allowed is {scores.shape} or less.")
+    shape = scores.shape if mask is None else np.shape(mask)
+    try:
+        fits = np.broadcast_shapes(shape, scores.shape) == scores.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"mask has shape {shape}; allowed is what broadcasts to {scores.shape}.")
     if not is_causal:
         return scores == scores if mask is None else jnp.asarray(mask, bool)
     causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
