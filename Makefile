@@ -22,6 +22,7 @@ test-catalyst: .catalyst/installed ## Compile by Catalyst; test on the lowest ve
 	.catalyst/bin/pytest tests/test_catalyst.py tests/test_circuit.py tests/test_fourier.py \
 	  tests/test_devices.py tests/test_superposition.py tests/test_transforms.py tests/test_flax.py \
 	  tests/test_mesh.py tests/test_probe.py tests/test_refreshable.py tests/test_remote.py \
+	  tests/test_harmonics.py tests/test_attention.py tests/test_quantum_transformer.py \
 	  -rs --numprocesses 2 --dist worksteal
 
 peer-step: .venv/benchmarks .peer/installed ## Time whole training steps beside PyTorch and Qiskit.

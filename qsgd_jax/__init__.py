@@ -1,5 +1,6 @@
 """Superpositional Gradient Descent for JAX: quantum circuits inside an optax optimizer."""
 
+from qsgd_jax import nn
 from qsgd_jax.circuit import Circuit
 from qsgd_jax.refreshable import RefreshableCoefficients
 from qsgd_jax.remote import ProbeAccounting, ProbeError, RemoteProber
@@ -25,6 +26,7 @@ __all__ = [
     "ScaleBySuperpositionState",
     "SuperposeState",
     "Superposition",
+    "nn",
     "scale_by_superposition",
     "superpose",
     "superposition_weights",

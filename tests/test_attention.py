@@ -498,7 +498,14 @@ def test_nothing_to_attend_has_a_derivative_too(sizes):
     assert not any(slope.any() for slope in slopes)
 
 
-@pytest.mark.parametrize("device", ["default.qubit", "lightning.qubit"])
+OLD_JAX = pytest.mark.xfail(
+    not hasattr(jax.lax, "pcast"), reason="jax 0.7.1: see Caveats", raises=TypeError, strict=True
+)
+
+
+@pytest.mark.parametrize(
+    "device", ["default.qubit", pytest.param("lightning.qubit", marks=OLD_JAX)]
+)
 def test_in_a_shard_map_derivatives_are_those_outside(device):
     rng = np.random.default_rng(15)
     arrays = [jnp.asarray(x, jnp.float32) for x in inputs(rng, batch=(2,))]

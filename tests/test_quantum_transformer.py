@@ -16,7 +16,7 @@ TOKENS = np.random.default_rng(0).integers(1, 9, (6, 5))
 
 
 def make(**options) -> Any:
-    return QuantumTransformer(9, 5, 3, rngs=nnx.Rngs(0), **(SMALL | options))
+    return qsgd.nn.QuantumTransformer(9, 5, 3, rngs=nnx.Rngs(0), **(SMALL | options))
 
 
 def named(model):
