@@ -5,6 +5,7 @@ It computes with the library that its arguments come from, JAX's or autograd's N
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,10 @@ def amplitudes(x: Any, angles: Any) -> Any:
                 qml.CNOT([wire, wire + 1])
         return qml.state()
 
-    return qml_math.reshape(state(qml_math.reshape(x, (-1,)), angles), (*x.shape, 2**n_qubits))
+    with warnings.catch_warnings():  # PennyLane asks for complex128 at any precision
+        warnings.filterwarnings("ignore", "Explicitly requested dtype .*complex128", UserWarning)
+        states = state(qml_math.reshape(x, (-1,)), angles)
+    return qml_math.reshape(states, (*x.shape, 2**n_qubits))
 
 
 def phi(x: Any, angles: Any, readout: str) -> Any:
