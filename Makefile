@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 py
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-peers test-catalyst peer-step device-matrix clean
+.PHONY: demo test test-slow test-peers test-catalyst peer-step device-matrix clean
 
 demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, side by side.
 	$(BIN)/python -m benchmarks.text_classification --arms adam lambda-0.5 --seeds 4
@@ -15,6 +15,9 @@ test: .venv/test ## Lint, type-check and test everything.
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
+test-slow: .venv/test ## Run the longest tests, which `make test` leaves out.
+	$(BIN)/pytest -m slow --numprocesses 2 --dist worksteal
+
 test-peers: .venv/peers ## Run optax's own test suites on every form of the optimizer.
 	$(BIN)/pytest tests/peers -m "" -rs --numprocesses 2 --dist worksteal
 
@@ -23,7 +26,7 @@ test-catalyst: .catalyst/installed ## Compile by Catalyst; test on the lowest ve
 	  tests/test_devices.py tests/test_superposition.py tests/test_transforms.py tests/test_flax.py \
 	  tests/test_mesh.py tests/test_probe.py tests/test_refreshable.py tests/test_remote.py \
 	  tests/test_harmonics.py tests/test_attention.py tests/test_quantum_transformer.py \
-	  -rs --numprocesses 2 --dist worksteal
+	  -m "not peers" -rs --numprocesses 2 --dist worksteal
 
 peer-step: .venv/benchmarks .peer/installed ## Time whole training steps beside PyTorch and Qiskit.
 	$(BIN)/python -m benchmarks.peer_step --python .peer/bin/python

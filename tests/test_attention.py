@@ -72,9 +72,15 @@ def value_and_slopes(attention, arrays, cotangent, **options):
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize(
     ("device", "n_qubits", "depth"),
-    [("lightning.qubit", n, depth) for n in (2, 3, 4, 5, 6) for depth in (1, 2, 3)]
+    [("lightning.qubit", n, depth) for n in (2, 3, 4) for depth in (1, 2, 3)]
+    + [
+        pytest.param("lightning.qubit", n, depth, marks=pytest.mark.slow)
+        for n in (5, 6)
+        for depth in (1, 2, 3)
+    ]
     # Its simulation is compiled: 6 qubits of depth 3 take 25 s. They too were run, by hand.
-    + [("default.qubit", n, depth) for n, depth in ((2, 1), (3, 1), (4, 2))],
+    + [("default.qubit", 2, 1), ("default.qubit", 3, 1)]
+    + [pytest.param("default.qubit", 4, 2, marks=pytest.mark.slow)],
 )
 def test_equals_one_circuit_a_score(float64, device, n_qubits, depth, readout):
     rng = np.random.default_rng(10 * n_qubits + depth)

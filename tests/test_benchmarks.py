@@ -93,6 +93,7 @@ def test_text_classification_with_quantum_attention_is_paired_and_looked_into(tm
     assert classical["minus_classical"] is None
 
 
+@pytest.mark.slow
 def test_attention_time_compares_with_flax_and_with_circuits(tmp_path, monkeypatch):
     monkeypatch.setattr(attention_time, "BATCH", 1)
     monkeypatch.setattr(attention_time, "DEPTH", 1)
@@ -111,6 +112,7 @@ def test_attention_time_compares_with_flax_and_with_circuits(tmp_path, monkeypat
     assert report["circuits"]["largest_difference"] < 1e-5
 
 
+@pytest.mark.slow
 def test_seeds_trained_together_equal_a_plain_loop():
     task = datasets.topic_order(train_size=64, validation_size=8, test_size=8)
     optimizer = optax.adamw(1e-2)
@@ -222,6 +224,7 @@ def test_help_reads_like_a_manual(capsys):
         assert word in printed
 
 
+@pytest.mark.slow
 def test_step_time_reports_ratios_of_every_optimizer(tmp_path, monkeypatch):
     chosen = ("adamw", "leading", "everywhere, depth 1")
     small = {name: step_time.optimizers()[name] for name in chosen}

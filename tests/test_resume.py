@@ -9,6 +9,7 @@ import pytest
 from benchmarks import resume
 
 
+@pytest.mark.slow
 def test_a_training_killed_three_times_is_bit_for_bit_the_one_left_alone(tmp_path):
     resume.main(f"--kills 3 --steps 40 --output {tmp_path}".split())
     report = json.loads((tmp_path / "resume.json").read_text())

@@ -524,6 +524,7 @@ def _kernels(theta, settings, degree):
     return np.prod((1 + harmonics) / (2 * degree + 1), axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_estimated_weights_are_unbiased_with_the_variance_of_the_formula(simulate, device):
     circuit, shots, probes = qsgd.Circuit(2, 2, uploads=2, seed=3), 20, 400
