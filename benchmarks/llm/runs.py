@@ -1,0 +1,263 @@
+"""One run of a fine-tuning, from its last checkpoint on; evaluation; files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jaxtyping import PyTree
+from tqdm import tqdm
+
+from benchmarks import reporting
+from benchmarks.llm import memory
+from benchmarks.llm.checkpoints import Checkpoint, abstract_model, load_parameters, save_model
+from benchmarks.llm.gsm8k import Batch, Data, Example, batches, fill, final_number
+from benchmarks.llm.text import Text
+from benchmarks.llm.training import (
+    Layout,
+    Precision,
+    TrainState,
+    greedy,
+    losses_per_row,
+    new_state,
+    train_step,
+)
+
+NEW_TOKENS = 256  # of an answer, at most
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all runs share.
+
+    Attributes:
+      source: path of the model.
+      checkpoint: what was found there.
+      precision: of the model's arithmetic.
+      text: its tokenizer and chat template.
+      data: what it is trained and tested on.
+      layout: where parameters and rows lie.
+    """
+
+    source: Path
+    checkpoint: Checkpoint
+    precision: Precision
+    text: Text
+    data: Data
+    layout: Layout
+
+    @cached_property
+    def abstract(self) -> tuple[nnx.GraphDef, PyTree]:
+        """Structure and parameters of the model, the latter as shapes."""
+        return abstract_model(self.checkpoint.config, jnp.dtype(self.precision))
+
+    @property
+    def graph(self) -> nnx.GraphDef:
+        """Structure of the model."""
+        return self.abstract[0]
+
+    def load(self) -> PyTree:
+        """Read the parameters; each run does, so that none holds more than its own."""
+        return load_parameters(self.checkpoint, self.layout.parameter)
+
+    @cached_property
+    def losses(self) -> Any:
+        """`losses_per_row`, compiled once."""
+        return jax.jit(partial(losses_per_row, self.graph))
+
+    @cached_property
+    def continued(self) -> Any:
+        """`greedy`, compiled once."""
+        options = {"new_tokens": NEW_TOKENS, "stop": sorted(self.text.stop)}
+        return jax.jit(partial(greedy, self.graph, **options))
+
+
+def finish(
+    task: Task,
+    args: argparse.Namespace,
+    label: str,
+    folder: Path,
+    optimizer: optax.GradientTransformation,
+    change: Callable[[PyTree], PyTree],
+    plan: Sequence[Sequence[Sequence[int]]],
+) -> dict[str, Any]:
+    """Train from the folder's last checkpoint, test, and write it down; read what is finished.
+
+    Args:
+      task: what is trained on what.
+      args: the command line's.
+      label: of the arm.
+      folder: of this run.
+      optimizer: the whole chain.
+      change: of the parameters before the first step.
+      plan: which examples stand in each row of each step.
+    """
+    result = folder / "result.json"
+    if not result.exists():
+        state, compiled = _train(task, args, label, folder, optimizer, change, plan)
+        figures = _test(task, args, state.params)
+        needed = memory.compiled_memory(compiled, state.params).as_json()
+        if args.save_models:
+            save_model(folder / "model", nnx.merge(task.graph, state.params), task.source)
+            if not (folder / "model" / "tokenizer.json").exists():
+                task.text.save(folder / "model")
+        steps = _read_steps(folder / "steps.jsonl")
+        losses = [step["loss"] for step in steps if not step["skipped"]]
+        unknown = not losses or None in losses
+        figures |= {
+            "train_loss": float("nan") if unknown else float(np.mean(losses)),
+            "skipped_steps": sum(step["skipped"] for step in steps),
+            "memory": needed,
+        }
+        reporting.write_json(result, {k: _finite(v) for k, v in figures.items()})
+    steps = _read_steps(folder / "steps.jsonl")
+    curves = {name: [step[name] for step in steps] for name in ("loss", "seconds", "tokens")}
+    return json.loads(result.read_text()) | curves
+
+
+def _train(
+    task: Task,
+    args: argparse.Namespace,
+    label: str,
+    folder: Path,
+    optimizer: optax.GradientTransformation,
+    change: Callable[[PyTree], PyTree],
+    plan: Sequence[Sequence[Sequence[int]]],
+) -> tuple[TrainState, Any]:
+    shape = (args.accumulate, args.batch_size, task.data.length)
+    graph, state, batch = memory.abstract_training(
+        task.checkpoint.config, optimizer, task.precision, task.layout, shape
+    )
+    step = jax.jit(partial(train_step, graph, optimizer), donate_argnums=0)
+    compiled = step.lower(state, batch).compile()
+    needed = memory.compiled_memory(compiled, state.params)
+    size = {"context": task.data.length, "rows": args.batch_size}
+    memory.check(needed, memory.available(), **size)
+    state = new_state(change(task.load()), optimizer, task.precision)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    log = folder / "steps.jsonl"
+    with ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options) as manager:
+        taken = manager.latest_step() or 0
+        if taken:
+            state = _restore(manager, taken, state)
+        kept = _read_steps(log)[:taken]
+        log.write_text("".join(json.dumps(step) + "\n" for step in kept))
+        with (
+            log.open("a") as lines,
+            tqdm(total=len(plan), initial=taken, desc=f"{label:28}", unit="step") as bar,
+        ):
+            for number in range(taken, len(plan)):
+                batch = task.layout.batch(_batch(task.data.train, plan[number], shape))
+                began = time.perf_counter()
+                try:
+                    state, figures = jax.block_until_ready(compiled(state, batch))
+                except jax.errors.JaxRuntimeError as error:
+                    if "RESOURCE_EXHAUSTED" not in str(error):
+                        raise
+                    memory.check(needed, min(memory.available(), needed.peak - 1), **size)
+                    raise
+                seconds = time.perf_counter() - began
+                tokens = int(np.count_nonzero(batch.segments))
+                line = {
+                    "step": number + 1,
+                    "loss": _finite(float(figures["loss"])),
+                    "gradient_norm": _finite(float(figures["gradient_norm"])),
+                    "tokens": tokens,
+                    "seconds": seconds,
+                    "skipped": bool(figures["skipped"]),
+                }
+                lines.write(json.dumps(line) + "\n")
+                lines.flush()
+                bar.set_postfix(
+                    loss=f"{figures['loss']:.3f}",
+                    tokens_s=f"{tokens / seconds:,.0f}",
+                    refresh=False,
+                )
+                bar.update()
+                if (number + 1) % args.checkpoint_every == 0 or number + 1 == len(plan):
+                    _save(manager, number + 1, state)
+    return state, compiled
+
+
+def _batch(
+    examples: Sequence[Example], rows: Sequence[Sequence[int]], shape: tuple[int, int, int]
+) -> Batch:
+    accumulated, size, length = shape
+    flat = fill(examples, rows, (accumulated * size, length))
+    return jax.tree.map(lambda x: x.reshape(shape), flat)
+
+
+def _save(manager: ocp.CheckpointManager, step: int, state: TrainState) -> None:
+    manager.save(step, args=ocp.args.StandardSave(_leaves(state)))
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _leaves(like))
+    leaves = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in sorted(leaves)])
+
+
+def _leaves(state: TrainState) -> dict[str, jax.Array]:
+    """Number the leaves: what orbax writes does not depend on the classes of optax and Flax."""
+    return {f"{i:06}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _read_steps(log: Path) -> list[dict[str, Any]]:
+    """Read the log's whole lines; a killed run may have left half of one."""
+    if not log.exists():
+        return []
+    whole = log.read_text().rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _finite(value: Any) -> Any:
+    return reporting.finite(value) if isinstance(value, float) else value
+
+
+def test_untrained(task: Task, args: argparse.Namespace, file: Path) -> dict[str, Any]:
+    """Test the model as it was loaded, or read what is written of it."""
+    if not file.exists():
+        reporting.write_json(file, _test(task, args, task.load()))
+    return json.loads(file.read_text())
+
+
+def _test(task: Task, args: argparse.Namespace, params: PyTree) -> dict[str, Any]:
+    """Return the likelihood of the test answers, and how many are found by greedy decoding."""
+    rows = max(args.batch_size, 8)
+    losses, tokens = [], []
+    for members, batch in batches(task.data.test, rows, task.data.length):
+        loss, count = task.losses(params, task.layout.batch(batch))
+        losses += np.asarray(loss)[: len(members)].tolist()
+        tokens += np.asarray(count)[: len(members)].tolist()
+    figures: dict[str, Any] = {"test_nll": sum(losses) / sum(tokens)}
+    asked = range(min(args.generate, len(task.data.test)))
+    if asked:
+        right = 0
+        width = -(-max(len(task.data.test[i].prompt) for i in asked) // 64) * 64
+        for start in range(0, len(asked), rows):
+            members = asked[start : start + rows]
+            prompts = np.zeros((rows, width), np.int32)
+            lengths = np.ones(rows, np.int32)
+            for row, i in enumerate(members):
+                lengths[row] = len(task.data.test[i].prompt)
+                prompts[row, : lengths[row]] = task.data.test[i].prompt
+            answers = np.asarray(task.continued(params, prompts, lengths))
+            for i, answer in zip(members, answers, strict=False):
+                said = final_number(task.text.decode(task.text.ended(answer.tolist())))
+                right += said is not None and said == final_number(task.data.test[i].problem.answer)
+        figures |= {"exact_match": right / len(asked), "answered": len(asked)}
+    return figures

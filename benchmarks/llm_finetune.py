@@ -1,0 +1,393 @@
+"""Fine-tune a Llama-architecture language model on GSM8K, AdamW and superpositional AdamW in pairs.
+
+Run it as `python -m benchmarks.llm_finetune`; `--help` is the manual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+import qsgd_jax as qsgd
+from benchmarks import reporting
+from benchmarks.arms import ARMS, KEYS, Arm, parse_arm, superposed
+from benchmarks.devices import DEVICES
+from benchmarks.llm import report
+from benchmarks.llm.checkpoints import open_checkpoint
+from benchmarks.llm.gsm8k import Data, encode, epoch, read_problems
+from benchmarks.llm.runs import Task, finish, test_untrained
+from benchmarks.llm.text import Text, open_text
+from benchmarks.llm.training import Layout, Precision
+
+DESCRIPTION = """\
+Fine-tune a Llama-architecture language model on GSM8K with AdamW and with superpositional AdamW.
+
+All runs of a seed start from the same weights and see the same problems in the same order, so that
+differences are taken seed by seed. The settings are those of the paper's second experiment
+(arXiv:2511.01918): context 2048, batch 1, learning rate 2e-5, weight decay 0.01, 500 of 7,473 steps
+of warm-up, linear decay to 0, gradients clipped to norm 1, one epoch. The paper trained in float16;
+--precision float16 does so, with loss scaling. Parameters and optimizer state are float32 always.
+The loss is that of the answers alone.
+
+The model is a Hugging Face folder (config.json, *.safetensors, tokenizer.json), a .gguf file
+(dequantised), or a folder of llama2.c.
+
+The same command again goes on where it was interrupted, and skips what is finished.
+"""
+
+EPILOG = """\
+arms:
+  AdamW comes first; all others are compared with it. --optimizer superpositional adds one arm for
+  each --quantum-weight, --weigh and --coverage. --control adds AdamW from weights of which one is
+  moved by one rounding unit: how far chance alone carries two runs apart. --arm adds
+  superpositional AdamW as its specification says, NAME:KEY=VALUE,KEY=VALUE... with keys
+  {keys}.
+
+files in the output folder:
+  llm_finetune.json       figures of every run, differences, versions, device, arguments
+  llm_finetune.png        loss curves, and their distance from AdamW's
+  ARM/seed-N/steps.jsonl  each step: loss, gradient norm, learning rate, tokens, seconds
+  ARM/seed-N/model        with --save-models: the weights, as a Hugging Face folder
+
+figures:
+  training loss   mean over the steps of the run, each on problems not yet trained on in its epoch
+  test NLL        negative log likelihood of a test answer's token, in nats
+  exact match     share of test problems whose greedy continuation ends in the right number
+  ±               half of the 95 %% t interval of a mean over seeds
+
+examples:
+  python -m benchmarks.llm_finetune --model DIR --data gsm8k/train.jsonl \\
+      --optimizer superpositional --quantum-weight 0.5
+  python -m benchmarks.llm_finetune --model model.gguf --data gsm8k/train.jsonl --limit 64 \\
+      --context 512 --quantum-weight 0.1 0.5 --weigh gradient update --control --seeds 3
+  python -m benchmarks.llm_finetune --model DIR --data gsm8k/train.jsonl --packing \\
+      --mesh 2 4 --batch-size 8
+"""
+
+PAPER_STEPS, PAPER_WARMUP = 7473, 500
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train all arms, then print the tables and write JSON and PNG."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        arms = _arms(args)
+        checkpoint = open_checkpoint(args.model)
+        text = open_text(args.model, checkpoint.config)
+        data = _read(args, text, checkpoint.config.max_position_embeddings)
+        layout = Layout.over(args.mesh, checkpoint.config, args.batch_size)
+        settings = _settings(args, arms)
+        _claim(args.output, settings)
+        if args.save_models and not (args.model / "config.json").is_file():
+            checkpoint.config.to_huggingface()  # to fail now rather than after training
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    precision = args.precision
+    task = Task(args.model, checkpoint, precision, text, data, layout)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.abstract[1]))
+    note = f", {checkpoint.note}" if checkpoint.note else ""
+    print(f"{args.model.name}: {parameters:,} parameters{note}; {args.precision}")
+    print(
+        f"{len(data.train):,} problems to train on, {len(data.test):,} to test on, rows of "
+        f"{data.length} tokens; longer than the context and left out: "
+        f"{data.too_long['train']} and {data.too_long['test']}"
+    )
+
+    untrained = test_untrained(task, args, args.output / "untrained.json")
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    plans = [_plan(data, args, seed) for seed in range(args.seeds)]
+    for seed, (name, arm) in itertools.product(range(args.seeds), arms.items()):
+        optimizer = make_optimizer(arm, args, seed, len(plans[seed]))
+        folder = args.output / name / f"seed-{seed}"
+        change = moved_by_one_rounding_unit if arm.label == CONTROL else lambda params: params
+        try:
+            run = finish(task, args, arm.label, folder, optimizer, change, plans[seed])
+        except ValueError as error:
+            parser.error(str(error))
+        runs[name].append({"seed": seed, **run})
+
+    content = {
+        "benchmark": "llm_finetune",
+        "provenance": reporting.provenance(),
+        "arguments": settings | {"steps": [len(plan) for plan in plans]},
+        "model": {"name": args.model.name, "parameters": parameters, "note": checkpoint.note},
+        "data": {
+            "train": len(data.train),
+            "test": len(data.test),
+            "too_long": data.too_long,
+            "length": data.length,
+        },
+        "untrained": untrained,
+        "arms": report.summaries(arms, runs),
+    }
+    reporting.write_json(args.output / "llm_finetune.json", content)
+    report.plot(args.output / "llm_finetune.png", content)
+    report.print_tables(content)
+    print(f"Wrote llm_finetune.json and llm_finetune.png to {args.output}")
+
+
+CONTROL = "AdamW, one rounding unit away"
+
+
+def _arms(args: argparse.Namespace) -> dict[str, Arm]:
+    arms = {"adamw": Arm("AdamW", "optax.adamw", ARMS["adam"].optimizer)}
+    if args.control:
+        arms["control"] = Arm(CONTROL, "optax.adamw", ARMS["adam"].optimizer)
+    if args.optimizer == "superpositional":
+        for weight, weigh, coverage in itertools.product(
+            args.quantum_weight, args.weigh, args.coverage
+        ):
+            name = f"{weigh}-{coverage}-{weight:g}"
+            arms[name] = superposed(
+                f"λ = {weight:g}, {weigh}, {coverage}",
+                f"quantum_weight={weight:g}, weigh={weigh}, coverage={coverage}",
+                qsgd.Superposition(coverage=coverage),
+                quantum_weight=weight,
+                weigh=weigh,
+            )
+    for name, arm in args.arm:
+        if name in arms:
+            raise ValueError(f"--arm: there are two arms called {name!r}.")
+        arms[name] = arm
+    for arm in arms.values():
+        arm.optimizer(args, 0)  # to fail now rather than after the first arm has trained
+    return arms
+
+
+def make_optimizer(
+    arm: Arm, args: argparse.Namespace, seed: int, steps: int
+) -> optax.GradientTransformation:
+    """Return gradient clipping and the arm's optimizer under the schedule of a run."""
+    schedule = warmup_and_decay(args.learning_rate, warmup_steps(args, steps), steps)
+    scheduled = argparse.Namespace(**vars(args) | {"learning_rate": schedule})
+    return optax.chain(optax.clip_by_global_norm(args.clip_norm), arm.optimizer(scheduled, seed))
+
+
+def warmup_steps(args: argparse.Namespace, steps: int) -> int:
+    """Return the paper's share of warm-up steps, unless the command line says how many."""
+    if args.warmup_steps is not None:
+        return min(args.warmup_steps, steps)
+    return max(1, round(steps * PAPER_WARMUP / PAPER_STEPS))
+
+
+def warmup_and_decay(peak: float, warmup: int, steps: int) -> optax.Schedule:
+    """Rise linearly to the peak at step `warmup`, then fall, to reach 0 after the last step."""
+
+    def schedule(count: Any) -> jax.Array:
+        rise = (count + 1) / max(warmup, 1)
+        fall = (steps - count) / max(steps - warmup, 1)
+        return peak * jnp.clip(jnp.minimum(rise, fall), 0, 1)
+
+    return schedule
+
+
+def moved_by_one_rounding_unit(params: PyTree) -> PyTree:
+    """Return parameters of which the first, of the first leaf, is the next number upwards."""
+    leaves, structure = jax.tree.flatten(params)
+    first = leaves[0]
+    corner = (0,) * first.ndim
+    leaves[0] = first.at[corner].set(jnp.nextafter(first[corner], jnp.inf))
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _read(args: argparse.Namespace, text: Text, most: int) -> Data:
+    if args.context > most:
+        raise ValueError(f"--context {args.context} is more than the model was made for, {most}.")
+    test_file = args.test_data or args.data.with_name("test.jsonl")
+    problems = {
+        "train": read_problems(args.data, args.limit),
+        "test": read_problems(test_file, args.test_limit),
+    }
+    examples, too_long = {}, {}
+    for name, listed in problems.items():
+        every = encode(text, listed)
+        examples[name] = [example for example in every if len(example) <= args.context]
+        too_long[name] = len(every) - len(examples[name])
+        if not examples[name]:
+            raise ValueError(
+                f"--context {args.context}: none of the {len(listed)} {name} problems fits into "
+                f"it; the shortest has {min(map(len, every))} tokens."
+            )
+    longest = max(map(len, examples["train"] + examples["test"]))
+    length = args.context if args.packing else min(args.context, -(-longest // 64) * 64)
+    return Data(examples["train"], examples["test"], too_long, length)
+
+
+def _plan(data: Data, args: argparse.Namespace, seed: int) -> list[list[list[int]]]:
+    """Return which examples stand in each row of each step, over all epochs."""
+    return [
+        step
+        for number in range(args.epochs)
+        for step in epoch(
+            data.train,
+            seed=seed,
+            number=number,
+            packing=args.packing,
+            length=data.length,
+            rows_per_step=args.accumulate * args.batch_size,
+        )
+    ]
+
+
+def _settings(args: argparse.Namespace, arms: dict[str, Arm]) -> dict[str, Any]:
+    """Return what runs depend on, as JSON; which arms and how many seeds may change."""
+    settings = {
+        key: value.name if isinstance(value, Path) else value
+        for key, value in vars(args).items()
+        if key not in _FREE
+    }
+    return settings | {"control": CONTROL in (arm.label for arm in arms.values())}
+
+
+# What may differ between calls that share an output folder.
+_FREE = (
+    *("output", "optimizer", "quantum_weight", "weigh", "coverage", "arm", "control", "seeds"),
+    *("checkpoint_every", "save_models"),
+)
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse a folder that holds runs of other settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "settings.json"
+    wanted = {key: value for key, value in settings.items() if key != "control"}
+    if not file.exists():
+        reporting.write_json(file, wanted)
+        return
+    found = json.loads(file.read_text())
+    differing = [key for key in wanted if found.get(key) != wanted[key]]
+    if differing:
+        listed = ", ".join(f"{key}={found.get(key)!r}" for key in differing)
+        raise ValueError(
+            f"--output {folder} holds runs with {listed}; choose another folder, or those settings."
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.llm_finetune",
+        description=DESCRIPTION,
+        epilog=EPILOG.format(keys=", ".join(KEYS)).replace("%%", "%"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("model and data")
+    group.add_argument("--model", type=Path, required=True, metavar="PATH", help="see above")
+    group.add_argument(
+        "--data", type=Path, required=True, metavar="PATH", help="GSM8K's train.jsonl"
+    )
+    group.add_argument(
+        "--test-data", type=Path, metavar="PATH", help="default: test.jsonl beside --data"
+    )
+    _add(group, "limit", positive(int), None, "train on the first X problems (default: all)")
+    _add(group, "test-limit", positive(int), None, "test on the first X problems (default: all)")
+
+    group = parser.add_argument_group("what is compared")
+    group.add_argument(
+        "--optimizer",
+        choices=("adamw", "superpositional"),
+        default="superpositional",
+        help="AdamW alone, or beside superpositional AdamW (default: %(default)s)",
+    )
+    _add(group, "quantum-weight", float, [0.5], "λ (default: 0.5)", nargs="+")
+    for name, choices in (
+        ("weigh", ("gradient", "update", "moments")),
+        ("coverage", ("leading", "everywhere")),
+    ):
+        group.add_argument(
+            f"--{name}",
+            nargs="+",
+            choices=choices,
+            default=[choices[0]],
+            help=f"default: {choices[0]}",
+        )
+    group.add_argument("--control", action="store_true", help="see below")
+    group.add_argument(
+        "--arm", action="append", type=parse_arm, default=[], metavar="SPEC", help="see below"
+    )
+    group.add_argument(
+        "--device",
+        metavar="NAME",
+        help="PennyLane device: any that is installed, or one of "
+        f"{', '.join(DEVICES)} (default: lightning.qubit)",
+    )
+    _add(group, "probe-shots", positive(int), None, "measurements of a setting (default: exact)")
+    _add(group, "seeds", positive(int), 1, "orders of the data, 0, 1, ... (default: 1)")
+
+    group = parser.add_argument_group("training")
+    _add(group, "context", positive(int), 2048, "most tokens of a row (default: 2048)")
+    _add(group, "batch-size", positive(int), 1, "rows at once (default: 1)")
+    _add(group, "accumulate", positive(int), 1, "batches a step (default: 1)")
+    group.add_argument(
+        "--packing", action="store_true", help="put several problems into a row where they fit"
+    )
+    _add(group, "epochs", positive(int), 1, "passes over the data (default: 1)")
+    _add(group, "learning-rate", positive(float), 2e-5, "at its peak (default: 2e-5)")
+    _add(group, "weight-decay", float, 0.01, "decoupled, of all parameters (default: 0.01)")
+    _add(group, "warmup-steps", positive(int), None, "default: 500/7473 of the run")
+    _add(group, "clip-norm", positive(float), 1.0, "greatest norm of a gradient (default: 1)")
+    group.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="bfloat16",
+        help="of the model's arithmetic (default: %(default)s)",
+    )
+    group.add_argument(
+        "--mesh",
+        nargs=2,
+        type=positive(int),
+        default=[1, 1],
+        metavar=("DATA", "MODEL"),
+        help="devices that rows, and parameters, are split over (default: 1 1)",
+    )
+
+    group = parser.add_argument_group("evaluation and output")
+    _add(
+        group,
+        "generate",
+        int,
+        100,
+        "test problems that are answered, for exact match; each takes up to 256 tokens "
+        "(default: 100)",
+    )
+    _add(group, "checkpoint-every", positive(int), 200, "steps (default: 200)")
+    group.add_argument("--save-models", action="store_true", help="keep the weights of every run")
+    group.add_argument(
+        "--output",
+        type=Path,
+        default=Path("results/llm_finetune"),
+        metavar="PATH",
+        help="folder for the files (default: %(default)s)",
+    )
+    return parser
+
+
+def _add(group: Any, name: str, kind: Any, default: Any, text: str, **options: Any) -> None:
+    group.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=text, **options)
+
+
+def positive(kind: type) -> Any:
+    """Return a parser of positive numbers."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} must be greater than 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it when `kind` refuses the text.
+    return parse
+
+
+if __name__ == "__main__":
+    main()
