@@ -214,35 +214,31 @@ def _open_huggingface(folder: Path) -> Checkpoint:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     index = folder / "model.safetensors.index.json"
-    where: dict[str, Path] = {}
+    files = sorted(folder.glob("*.safetensors"))
+    listed: dict[str, str] = {}
     if index.is_file():
-        listed = read_json(index).get("weight_map")
-        if not isinstance(listed, dict):
-            raise CheckpointError(f"{index}: weight_map is missing.")
-        where = {name: folder / file for name, file in listed.items()}
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise CheckpointError(f"{folder}: there is no *.safetensors file.")
-        if len(files) > 1:
-            raise CheckpointError(
-                f"{folder}: several *.safetensors files, but no model.safetensors.index.json."
-            )
-        where = dict.fromkeys(_safetensors_shapes(files[0]), files[0])
+        listed = read_json(index).get("weight_map", {})
+        files = [folder / name for name in dict.fromkeys(listed.values())]
+    if not files:
+        raise CheckpointError(f"{folder}: there are no *.safetensors files.")
+    if len(files) > 1 and not listed:
+        raise CheckpointError(f"{folder}: several *.safetensors files, but no {index.name}.")
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in dict.fromkeys(where.values()):
-        shapes |= _safetensors_shapes(file)
-    for name, file in where.items():
-        if name not in shapes:
-            raise CheckpointError(f"{file}: holds no {name}, which {index.name} says it does.")
+    where: dict[str, Path] = {}
+    for file in files:
+        found = _safetensors_shapes(file)
+        shapes |= found
+        where |= dict.fromkeys(found, file)
+    if listed and listed != {name: file.name for name, file in where.items()}:
+        differing = [
+            name for name in listed | where if folder / listed.get(name, "") != where.get(name)
+        ]
+        raise CheckpointError(f"{index}: does not say where to find {', '.join(differing)}.")
 
     def read(name: str) -> np.ndarray:
         with safe_open(where[name], framework="np") as tensors:
             return tensors.get_tensor(name)
 
-    # A tensor that the index forgot is left over all the same.
-    for name in shapes:
-        where.setdefault(name, index)
     return Checkpoint(sizes, shapes, read)
 
 

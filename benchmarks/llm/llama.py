@@ -410,10 +410,13 @@ class _Block(nnx.Module):
             positions, (keys, values) = written
             rows = jnp.arange(len(x))[:, None]
             k, v = keys.at[rows, positions].set(k), values.at[rows, positions].set(v)
+        kept = k, v
+        if q.dtype == jnp.float16:  # its scores overflow, and XLA on CPU cannot sum them in float32
+            q, k, v = (array.astype(jnp.float32) for array in (q, k, v))
         attended = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
         x = x + self.out(attended.reshape(*n.shape[:-1], -1))
         n = self.mlp_norm(x)
-        return x + self.down(nnx.silu(self.gate(n)) * self.up(n)), (k, v)
+        return x + self.down(nnx.silu(self.gate(n)) * self.up(n)), kept
 
 
 def _rotate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jaxtyping import PyTree
 from benchmarks.llm.checkpoints import abstract_model
 from benchmarks.llm.gsm8k import Batch, fill
 from benchmarks.llm.llama import LlamaConfig
-from benchmarks.llm.training import Layout, Precision, TrainState, new_state
+from benchmarks.llm.training import Layout, Precision, TrainState, new_state, train_step
 
 GIB = 2**30
 
@@ -51,8 +52,26 @@ class DoesNotFitError(ValueError):
     """A step that needs more memory than there is."""
 
 
+def compiled_step(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Batch,
+) -> Any:
+    """Compile `train_step` for a state, which it consumes, and a batch of these shapes.
+
+    On CPU, XLA's default schedule computes the blocks again long before the backward pass needs
+    them; the other one holds one block at a time.
+    """
+    options: dict[str, bool | str] = {}
+    if jax.default_backend() == "cpu":
+        options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+    step = jax.jit(partial(train_step, graph, optimizer), donate_argnums=0)
+    return step.lower(state, batch).compile(compiler_options=options)
+
+
 def compiled_memory(compiled: Any, params: PyTree) -> Memory:
-    """Return what XLA plans for a compiled `train_step` whose state is donated."""
+    """Return what XLA plans for a `compiled_step`."""
     analysis = compiled.memory_analysis()
     parameters = sum(_bytes_per_device(leaf) for leaf in jax.tree.leaves(params))
     return Memory(parameters, analysis.argument_size_in_bytes, analysis.temp_size_in_bytes)

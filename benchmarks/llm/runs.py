@@ -32,7 +32,6 @@ from benchmarks.llm.training import (
     greedy,
     losses_per_row,
     new_state,
-    train_step,
 )
 
 NEW_TOKENS = 256  # of an answer, at most
@@ -140,8 +139,7 @@ def _train(
     graph, state, batch = memory.abstract_training(
         task.checkpoint.config, optimizer, task.precision, task.layout, shape
     )
-    step = jax.jit(partial(train_step, graph, optimizer), donate_argnums=0)
-    compiled = step.lower(state, batch).compile()
+    compiled = memory.compiled_step(graph, optimizer, state, batch)
     needed = memory.compiled_memory(compiled, state.params)
     size = {"context": task.data.length, "rows": args.batch_size}
     memory.check(needed, memory.available(), **size)
