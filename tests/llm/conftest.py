@@ -27,7 +27,7 @@ def stories():
     return STORIES
 
 
-def write_tokenizer(folder, special=SPECIAL, eos="<|end|>"):
+def _write_tokenizer(folder, special=SPECIAL, eos="<|end|>"):
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())[: 256 - len(SPECIAL)]
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -51,8 +51,13 @@ def tiny(tmp_path_factory):
         noise = rng.normal(size=variable.shape, scale=0.2).astype(np.float32)
         variable[...] = variable[...] + noise
     save_model(folder, model, folder / "nowhere")
-    write_tokenizer(folder)
+    _write_tokenizer(folder)
     return folder
+
+
+@pytest.fixture
+def write_tokenizer():
+    return _write_tokenizer
 
 
 @pytest.fixture(scope="session")
