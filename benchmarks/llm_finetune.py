@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +25,7 @@ from benchmarks.devices import DEVICES
 from benchmarks.llm import report
 from benchmarks.llm.checkpoints import open_checkpoint
 from benchmarks.llm.gsm8k import Data, encode, epoch, read_problems
-from benchmarks.llm.runs import Task, finish, test_untrained
+from benchmarks.llm.runs import Step, Task, compile_step, finish, test_untrained
 from benchmarks.llm.text import Text, open_text
 from benchmarks.llm.training import Layout, Precision
 
@@ -106,12 +107,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     untrained = test_untrained(task, args, args.output / "untrained.json")
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     plans = [_plan(data, args, seed) for seed in range(args.seeds)]
+
+    @cache
+    def step(make: Callable[..., optax.GradientTransformation], steps: int) -> Step:
+        return compile_step(task, args, make_optimizer(make, args, 0, steps))
+
     for seed, (name, arm) in itertools.product(range(args.seeds), arms.items()):
-        optimizer = make_optimizer(arm, args, seed, len(plans[seed]))
-        folder = args.output / name / f"seed-{seed}"
+        plan, folder = plans[seed], args.output / name / f"seed-{seed}"
+        optimizer = make_optimizer(arm.optimizer, args, seed, len(plan))
+        compiled = partial(step, arm.optimizer, len(plan))
         change = moved_by_one_rounding_unit if arm.label == CONTROL else lambda params: params
         try:
-            run = finish(task, args, arm.label, folder, optimizer, change, plans[seed])
+            run = finish(task, args, arm.label, folder, optimizer, compiled, change, plan)
         except ValueError as error:
             parser.error(str(error))
         runs[name].append({"seed": seed, **run})
@@ -165,12 +172,15 @@ def _arms(args: argparse.Namespace) -> dict[str, Arm]:
 
 
 def make_optimizer(
-    arm: Arm, args: argparse.Namespace, seed: int, steps: int
+    make: Callable[..., optax.GradientTransformation],
+    args: argparse.Namespace,
+    seed: int,
+    steps: int,
 ) -> optax.GradientTransformation:
     """Return gradient clipping and the arm's optimizer under the schedule of a run."""
     schedule = warmup_and_decay(args.learning_rate, warmup_steps(args, steps), steps)
     scheduled = argparse.Namespace(**vars(args) | {"learning_rate": schedule})
-    return optax.chain(optax.clip_by_global_norm(args.clip_norm), arm.optimizer(scheduled, seed))
+    return optax.chain(optax.clip_by_global_norm(args.clip_norm), make(scheduled, seed))
 
 
 def warmup_steps(args: argparse.Namespace, steps: int) -> int:

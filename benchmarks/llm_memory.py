@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import qsgd_jax as qsgd
 from benchmarks import reporting
+from benchmarks.llm.checkpoints import abstract_model
 from benchmarks.llm.llama import PRESETS
 from benchmarks.llm.memory import abstract_training, compiled_memory, compiled_step
 from benchmarks.llm.training import Layout, Precision
@@ -66,13 +68,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "everywhere": qsgd.superpositional_adamw(2e-5, weight_decay=0.01, superposition=everywhere),
     }
     shape = (1, args.batch_size, args.context)
+    abstract = abstract_model(config, jnp.dtype(args.precision))[1]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract))
     rows: dict[str, Any] = {}
     for name, optimizer in optimizers.items():
         chain = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
         graph, state, batch = abstract_training(config, chain, args.precision, layout, shape)
         compiled = compiled_step(graph, chain, state, batch)
         rows[name] = compiled_memory(compiled, state.params).as_json()
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     for figures in rows.values():
         figures["peak_ratio"] = figures["peak_gib"] / rows["AdamW"]["peak_gib"]
     content = {

@@ -92,27 +92,26 @@ def compare(path: Path, python: Path, new_tokens: int) -> dict[str, Any]:
     continued = greedy(
         graph, params, jnp.array([prompt]), jnp.array([len(prompt)]), new_tokens=new_tokens, stop=[]
     )
-    difference = largest = 0.0
+    said = np.asarray(continued)[0].tolist()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source = path
         if _is_llama2c(path):
             source = folder / "model"
             save_model(source, model, path)
-        for tokens in (np.array([prompt]), drawn):
-            theirs = _run(python, source, tokens, folder, new_tokens)
-            logits = np.asarray(ours(jnp.asarray(tokens)))
-            difference = max(difference, float(np.abs(logits - theirs["logits"]).max()))
-            largest = max(largest, float(np.abs(theirs["logits"]).max()))
-            if tokens is not drawn:
-                text_of_both = theirs["tokens"][0, len(prompt) :].tolist()
+        rows = [np.array([prompt]), drawn]
+        theirs = [_run(python, source, tokens, folder, new_tokens) for tokens in rows]
+    differences = [
+        np.abs(np.asarray(ours(jnp.asarray(tokens))) - one["logits"]).max()
+        for tokens, one in zip(rows, theirs, strict=True)
+    ]
     return {
         "name": path.name,
         "tokens": len(prompt) + drawn.size,
-        "largest_difference": difference,
-        "largest_logit": largest,
-        "same_text": text_of_both == np.asarray(continued)[0].tolist(),
-        "text": text.decode(text.ended(np.asarray(continued)[0].tolist())),
+        "largest_difference": float(max(differences)),
+        "largest_logit": float(max(np.abs(one["logits"]).max() for one in theirs)),
+        "same_text": theirs[0]["tokens"][0, len(prompt) :].tolist() == said,
+        "text": text.decode(text.ended(said)),
     }
 
 

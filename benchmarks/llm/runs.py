@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from benchmarks import reporting
 from benchmarks.llm import memory
 from benchmarks.llm.checkpoints import Checkpoint, abstract_model, load_parameters, save_model
 from benchmarks.llm.gsm8k import Batch, Data, Example, batches, fill, final_number
+from benchmarks.llm.memory import Memory
 from benchmarks.llm.text import Text
 from benchmarks.llm.training import (
     Layout,
@@ -71,6 +73,10 @@ class Task:
         """Read the parameters; each run does, so that none holds more than its own."""
         return load_parameters(self.checkpoint, self.layout.parameter)
 
+    def shape(self, args: argparse.Namespace) -> tuple[int, int, int]:
+        """Return the shape of a step's batch."""
+        return args.accumulate, args.batch_size, self.data.length
+
     @cached_property
     def losses(self) -> Any:
         """`losses_per_row`, compiled once."""
@@ -83,12 +89,37 @@ class Task:
         return jax.jit(partial(greedy, self.graph, **options))
 
 
+class Step(NamedTuple):
+    """A compiled training step and the memory that it needs."""
+
+    run: Any
+    memory: Memory
+
+
+def compile_step(
+    task: Task, args: argparse.Namespace, optimizer: optax.GradientTransformation
+) -> Step:
+    """Compile the step of an arm; all seeds with as many steps share it.
+
+    Raises:
+      DoesNotFitError: if a device has less memory than it needs.
+    """
+    graph, state, batch = memory.abstract_training(
+        task.checkpoint.config, optimizer, task.precision, task.layout, task.shape(args)
+    )
+    compiled = memory.compiled_step(graph, optimizer, state, batch)
+    needed = memory.compiled_memory(compiled, state.params)
+    memory.check(needed, memory.available(), context=task.data.length, rows=args.batch_size)
+    return Step(compiled, needed)
+
+
 def finish(
     task: Task,
     args: argparse.Namespace,
     label: str,
     folder: Path,
     optimizer: optax.GradientTransformation,
+    compiled: Callable[[], Step],
     change: Callable[[PyTree], PyTree],
     plan: Sequence[Sequence[Sequence[int]]],
 ) -> dict[str, Any]:
@@ -99,15 +130,16 @@ def finish(
       args: the command line's.
       label: of the arm.
       folder: of this run.
-      optimizer: the whole chain.
+      optimizer: the whole chain, whose `init` begins the training.
+      compiled: returns its step.
       change: of the parameters before the first step.
       plan: which examples stand in each row of each step.
     """
     result = folder / "result.json"
     if not result.exists():
-        state, compiled = _train(task, args, label, folder, optimizer, change, plan)
+        step = compiled()
+        state = _train(task, args, label, folder, optimizer, step, change, plan)
         figures = _test(task, args, state.params)
-        needed = memory.compiled_memory(compiled, state.params).as_json()
         if args.save_models:
             save_model(folder / "model", nnx.merge(task.graph, state.params), task.source)
             if not (folder / "model" / "tokenizer.json").exists():
@@ -118,9 +150,10 @@ def finish(
         figures |= {
             "train_loss": float("nan") if unknown else float(np.mean(losses)),
             "skipped_steps": sum(step["skipped"] for step in steps),
-            "memory": needed,
+            "memory": step.memory.as_json(),
         }
         reporting.write_json(result, {k: _finite(v) for k, v in figures.items()})
+        shutil.rmtree(folder / "checkpoints")  # three times the model
     steps = _read_steps(folder / "steps.jsonl")
     curves = {name: [step[name] for step in steps] for name in ("loss", "seconds", "tokens")}
     return json.loads(result.read_text()) | curves
@@ -132,17 +165,11 @@ def _train(
     label: str,
     folder: Path,
     optimizer: optax.GradientTransformation,
+    step: Step,
     change: Callable[[PyTree], PyTree],
     plan: Sequence[Sequence[Sequence[int]]],
-) -> tuple[TrainState, Any]:
-    shape = (args.accumulate, args.batch_size, task.data.length)
-    graph, state, batch = memory.abstract_training(
-        task.checkpoint.config, optimizer, task.precision, task.layout, shape
-    )
-    compiled = memory.compiled_step(graph, optimizer, state, batch)
-    needed = memory.compiled_memory(compiled, state.params)
-    size = {"context": task.data.length, "rows": args.batch_size}
-    memory.check(needed, memory.available(), **size)
+) -> TrainState:
+    shape = task.shape(args)
     state = new_state(change(task.load()), optimizer, task.precision)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,11 +189,13 @@ def _train(
                 batch = task.layout.batch(_batch(task.data.train, plan[number], shape))
                 began = time.perf_counter()
                 try:
-                    state, figures = jax.block_until_ready(compiled(state, batch))
+                    state, figures = jax.block_until_ready(step.run(state, batch))
                 except jax.errors.JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
                         raise
-                    memory.check(needed, min(memory.available(), needed.peak - 1), **size)
+                    free = min(memory.available(), step.memory.peak - 1)
+                    size = {"context": task.data.length, "rows": args.batch_size}
+                    memory.check(step.memory, free, **size)
                     raise
                 seconds = time.perf_counter() - began
                 tokens = int(np.count_nonzero(batch.segments))
@@ -188,7 +217,7 @@ def _train(
                 bar.update()
                 if (number + 1) % args.checkpoint_every == 0 or number + 1 == len(plan):
                     _save(manager, number + 1, state)
-    return state, compiled
+    return state
 
 
 def _batch(

@@ -1,5 +1,8 @@
 """The training step against plain JAX, on meshes, in float16; and the memory that it needs."""
 
+# optax and jax type what they take and return more widely than what it is here:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,27 +124,25 @@ def test_losses_per_row(split, examples):
         np.testing.assert_allclose(losses[row], one[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [(4, 2), (8, 1)])
-def test_on_a_mesh_it_is_that_of_one_device(tiny, split, examples, sizes):
+def test_on_a_mesh_it_is_that_of_one_device(tiny, split, examples):
     graph, params = split
     checkpoint, chain = open_checkpoint(tiny), optimizer()
-    layout = Layout.over(sizes, checkpoint.config, rows=8)
+    layout = Layout.over((4, 2), checkpoint.config, rows=8)
     state = new_state(load_parameters(checkpoint, layout.parameter), chain, "float32")
     expected = new_state(params, chain, "float32")
     kernel = state.params["blocks"][0]["query"]["kernel"][...]
     assert kernel.sharding.spec == P(None, "model")
-    assert kernel.addressable_shards[0].data.shape == (32, 32 // sizes[1])
+    assert kernel.addressable_shards[0].data.shape == (32, 16)
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape]
     assert any(leaf.sharding == kernel.sharding for leaf in moments)
-    rows = [[i % 4] for i in range(7)]
+    batch = fill(examples, [[i % 4] for i in range(7)], (8, LENGTH))
+    batch = jax.tree.map(lambda x: x.reshape(1, 8, LENGTH), batch)
     for _ in range(3):
-        batch = fill(examples, rows, (8, LENGTH))
-        batch = jax.tree.map(lambda x: x.reshape(1, 8, LENGTH), batch)
         expected, one = step(graph, chain, expected, batch)
         state, many = step(graph, chain, state, layout.batch(batch))
         np.testing.assert_allclose(many["loss"], one["loss"], rtol=1e-5)
         np.testing.assert_allclose(many["gradient_norm"], one["gradient_norm"], rtol=1e-3)
-    assert layout.batch(batch).tokens.addressable_shards[0].data.shape == (1, 8 // sizes[0], LENGTH)
+    assert layout.batch(batch).tokens.addressable_shards[0].data.shape == (1, 2, LENGTH)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +161,7 @@ def test_meshes_that_do_not_divide_are_refused(sizes, rows, words):
 # Precisions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_narrow_arithmetic_learns_as_float32_does(tiny, split, examples, precision):
     graph = nnx.split(load_model(open_checkpoint(tiny), dtype=jnp.dtype(precision)))[0]
@@ -218,10 +220,10 @@ def planned(chain, layout=None, rows=1):
 def test_superposition_needs_no_more_memory_than_adamw():
     adamw = planned(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2)))
     assert adamw.state == pytest.approx(3 * adamw.parameters, rel=0.1)  # and two moments
-    for coverage in ("leading", "everywhere"):
-        assert planned(optimizer(coverage=coverage)).peak <= 1.05 * adamw.peak
+    assert planned(optimizer(coverage="leading")).peak <= 1.05 * adamw.peak
 
 
+@pytest.mark.slow
 def test_memory_on_a_mesh_is_that_of_one_device():
     chain = optax.adamw(1e-2)
     whole = planned(chain, rows=4)

@@ -1,0 +1,227 @@
+"""`python -m benchmarks.llm_finetune` from the command line to its files."""
+
+# optax and jax type what they take and return more widely than what it is here:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks import llm_finetune
+from benchmarks.llm.checkpoints import load_parameters, open_checkpoint
+
+
+def arguments(model, problems, output, *more):
+    return [
+        *("--model", str(model), "--data", str(problems / "train.jsonl"), "--output", str(output)),
+        *("--context", "64", "--precision", "float32", "--learning-rate", "1e-2"),
+        *("--checkpoint-every", "3", "--generate", "0", *more),
+    ]
+
+
+def losses(output, arm, seed=0):
+    lines = (output / arm / f"seed-{seed}" / "steps.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, problems, tmp_path_factory):
+    output = tmp_path_factory.mktemp("finished")
+    more = ("--control", "--seeds", "2", "--generate", "2", "--save-models", "--weigh", "update")
+    llm_finetune.main(arguments(tiny, problems, output, *more))
+    return output
+
+
+def test_arms_are_paired_and_learn(finished):
+    content = json.loads((finished / "llm_finetune.json").read_text())
+    arms = content["arms"]
+    assert list(arms) == ["adamw", "control", "update-leading-0.5"]
+    assert content["arguments"]["steps"] == [12, 12]
+    assert content["data"] == {
+        "train": 12,
+        "test": 5,
+        "too_long": {"train": 0, "test": 0},
+        "length": 64,
+    }
+    for seed in range(2):
+        curves = {name: losses(finished, name, seed) for name in arms}
+        assert all(len(curve) == 12 for curve in curves.values())
+        assert curves["adamw"][0] == pytest.approx(curves["update-leading-0.5"][0], rel=1e-6)
+        assert curves["adamw"] != curves["update-leading-0.5"]
+        assert arms["adamw"]["runs"][seed]["train_loss"] == pytest.approx(np.mean(curves["adamw"]))
+    assert losses(finished, "adamw", 0) != losses(finished, "adamw", 1)
+    for arm in arms.values():
+        assert arm["summary"]["test_nll"]["mean"] < 0.9 * content["untrained"]["test_nll"]
+        assert arm["summary"]["test_nll"]["n"] == 2
+        assert arm["summary"]["exact_match"]["mean"] in (0, 0.25, 0.5, 0.75, 1)
+    assert arms["adamw"]["minus_first_arm"]["test_nll"]["mean"] == 0
+    away = arms["control"]["distance_of_losses"]
+    assert 0 < away < arms["update-leading-0.5"]["distance_of_losses"]
+    assert (finished / "llm_finetune.png").stat().st_size > 10_000
+
+
+def test_what_is_finished_is_not_trained_again_and_other_settings_are_refused(
+    finished, tiny, problems, capsys
+):
+    before = {file: file.stat().st_mtime_ns for file in finished.glob("*/*/*.json*")}
+    assert len(before) >= 12
+    more = ("--control", "--seeds", "2", "--generate", "2", "--save-models", "--weigh", "update")
+    llm_finetune.main(arguments(tiny, problems, finished, *more))
+    assert {file: file.stat().st_mtime_ns for file in finished.glob("*/*/*.json*")} == before
+    with pytest.raises(SystemExit):
+        llm_finetune.main(arguments(tiny, problems, finished, "--generate", "2", "--epochs", "2"))
+    assert "holds runs with epochs=1" in capsys.readouterr().err
+
+
+def test_saved_models_are_what_was_trained(finished, tiny, problems, tmp_path):
+    folder = finished / "adamw" / "seed-0" / "model"
+    trained = load_parameters(open_checkpoint(folder))
+    start = load_parameters(open_checkpoint(tiny))
+    kernel = "blocks", 0, "query", "kernel"
+    assert np.abs(_at(trained, kernel) - _at(start, kernel)).max() > 1e-3
+    llm_finetune.main(arguments(folder, problems, tmp_path, "--optimizer", "adamw", "--limit", "1"))
+    content = json.loads((tmp_path / "llm_finetune.json").read_text())
+    result = json.loads((finished / "adamw" / "seed-0" / "result.json").read_text())
+    assert content["untrained"]["test_nll"] == pytest.approx(result["test_nll"], rel=1e-5)
+
+
+def _at(params, path):
+    for key in path:
+        params = params[key]
+    return params[...]
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_goes_on_with_the_same_losses(finished, tiny, problems, tmp_path):
+    more = ("--weigh", "update", "--accumulate", "1")
+    command = [sys.executable, "-m", "benchmarks.llm_finetune"]
+    command += arguments(tiny, problems, tmp_path, *more)
+    log = tmp_path / "update-leading-0.5" / "seed-0" / "steps.jsonl"
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not (log.exists() and len(log.read_text().splitlines()) >= 5):
+            if process.poll() is not None:
+                pytest.fail(f"it ended by itself: {process.communicate()[1].decode()[-2000:]}")
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (log.parent / "result.json").exists()
+    checkpoints = [int(folder.name) for folder in (log.parent / "checkpoints").glob("[0-9]*")]
+    assert checkpoints and max(checkpoints) < 12
+    llm_finetune.main(arguments(tiny, problems, tmp_path, *more))
+    for arm in ("adamw", "update-leading-0.5"):
+        np.testing.assert_allclose(losses(tmp_path, arm), losses(finished, arm), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_packing_accumulation_and_a_mesh(tiny, problems, tmp_path):
+    more = ("--optimizer", "adamw", "--packing", "--accumulate", "2", "--batch-size", "2")
+    llm_finetune.main(arguments(tiny, problems, tmp_path / "one", *more))
+    llm_finetune.main(arguments(tiny, problems, tmp_path / "many", *more, "--mesh", "2", "2"))
+    one, many = (losses(tmp_path / name, "adamw") for name in ("one", "many"))
+    assert 1 <= len(one) < 3
+    np.testing.assert_allclose(one, many, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_arm_that_diverges_is_reported_as_such(tiny, problems, tmp_path):
+    more = ("--quantum-weight", "1e30", "--coverage", "everywhere", "--limit", "4")
+    llm_finetune.main(arguments(tiny, problems, tmp_path, *more))
+    content = json.loads((tmp_path / "llm_finetune.json").read_text())
+    arm = content["arms"]["gradient-everywhere-1e+30"]
+    assert arm["summary"]["train_loss"]["mean"] is None
+    assert arm["runs"][0]["loss"][-1] is None
+    assert content["arms"]["adamw"]["summary"]["train_loss"]["mean"] > 0
+
+
+def test_the_schedule_rises_and_falls():
+    schedule = llm_finetune.warmup_and_decay(2.0, warmup=4, steps=10)
+    values = [float(schedule(jnp.int32(count))) for count in range(11)]
+    expected = [0.5, 1, 1.5, 2, 2, 5 / 3, 4 / 3, 1, 2 / 3, 1 / 3, 0]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    for steps, expected in ((7473, 500), (36, 2), (3, 1)):
+        assert llm_finetune.warmup_steps(argparse.Namespace(warmup_steps=None), steps) == expected
+    assert llm_finetune.warmup_steps(argparse.Namespace(warmup_steps=5), 36) == 5
+    assert float(llm_finetune.warmup_and_decay(1.0, warmup=0, steps=4)(0)) == 1
+
+
+def test_the_control_is_one_rounding_unit_away(tiny):
+    params = load_parameters(open_checkpoint(tiny))
+    moved = llm_finetune.moved_by_one_rounding_unit(params)
+    difference = optax.tree.sub(moved, params)
+    assert sum(int(jnp.sum(leaf != 0)) for leaf in _leaves(difference)) == 1
+    largest = max(float(jnp.abs(leaf).max()) for leaf in _leaves(difference))
+    assert 0 < largest < 1e-6
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--context", "1024"), "--context 1024 is more than the model was made for, 512"),
+        (("--context", "8"), "none of the 12 train problems fits into it; the shortest has"),
+        (("--mesh", "3", "1"), "--batch-size 1 must be a multiple of the mesh's data axis, 3"),
+        (("--test-data", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--model", "nowhere"), "nowhere: expected a Hugging Face folder"),
+        (("--quantum-weight", "nan"), "quantum_weight"),
+        (("--learning-rate", "0"), "--learning-rate: '0' must be greater than 0"),
+        (("--arm", "adamw:quantum_weight=1"), "there are two arms called 'adamw'"),
+        (("--arm", "x:y=1"), "unknown key 'y'"),
+        (("--device", "no.such"), "no.such"),
+    ],
+)
+def test_bad_input_is_named(tiny, problems, tmp_path, capsys, more, words):
+    with pytest.raises(SystemExit):
+        llm_finetune.main(arguments(tiny, problems, tmp_path / "out", *more))
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/*/*"))
+
+
+def test_examples_longer_than_the_context_are_counted(tiny, problems, tmp_path, capsys):
+    folder = shutil.copytree(problems, tmp_path / "data")
+    long = json.dumps({"question": "how many? " * 40, "answer": "#### 1"})
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(long + "\n")
+    more = ("--optimizer", "adamw", "--epochs", "1", "--accumulate", "13")
+    llm_finetune.main(arguments(tiny, folder, tmp_path / "out", *more))
+    assert "left out: 1 and 0" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / "llm_finetune.json").read_text())
+    assert content["data"]["too_long"] == {"train": 1, "test": 0}
+
+
+def test_a_step_that_does_not_fit_is_refused_before_it_is_taken(
+    tiny, problems, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("benchmarks.llm.memory.available", lambda: 300_000)
+    with pytest.raises(SystemExit):
+        llm_finetune.main(arguments(tiny, problems, tmp_path / "out", "--optimizer", "adamw"))
+    assert "What would fit, estimated" in capsys.readouterr().err
+
+
+def test_the_manual_says_what_there_is(capsys):
+    with pytest.raises(SystemExit):
+        llm_finetune.main(["--help"])
+    printed = capsys.readouterr().out
+    for word in ("arms:", "examples:", "95 % t interval", "--quantum-weight", "default: 2048"):
+        assert word in printed
