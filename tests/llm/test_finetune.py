@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import llm_finetune
+from benchmarks import llm_cost, llm_finetune
 from benchmarks.llm.checkpoints import load_parameters, open_checkpoint
 
 
@@ -217,6 +217,24 @@ def test_a_step_that_does_not_fit_is_refused_before_it_is_taken(
     with pytest.raises(SystemExit):
         llm_finetune.main(arguments(tiny, problems, tmp_path / "out", "--optimizer", "adamw"))
     assert "What would fit, estimated" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_step_is_told_with_and_without_running_it(tmp_path, capsys):
+    options = ["--model", "tiny", "--context", "32", "--output", str(tmp_path)]
+    llm_cost.main([*options, "--rounds", "6"])
+    rows = json.loads((tmp_path / "llm_cost.json").read_text())["optimizers"]
+    assert rows["AdamW"]["step"]["ratio"] == 1
+    for row in rows.values():
+        assert row["state_gib"] == pytest.approx(3 * 34_976 * 4 / 2**30, rel=0.05)
+        assert 0 < row["share"] < 1
+    llm_cost.main([*options, "--mesh", "1", "2"])
+    halved = json.loads((tmp_path / "llm_cost.json").read_text())["optimizers"]
+    assert halved["AdamW"]["state_gib"] < 0.6 * rows["AdamW"]["state_gib"]
+    assert "step" not in halved["AdamW"]
+    with pytest.raises(SystemExit):
+        llm_cost.main([*options, "--rounds", "3"])
+    assert "--rounds 3: at least 6" in capsys.readouterr().err
 
 
 def test_the_manual_says_what_there_is(capsys):

@@ -1,0 +1,218 @@
+"""Tell what a fine-tuning step costs on each device: memory without running it, and time.
+
+Run it as `python -m benchmarks.llm_cost`; `--help` is the manual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import PyTree
+from tqdm import tqdm
+
+import qsgd_jax as qsgd
+from benchmarks import reporting
+from benchmarks.llm.checkpoints import abstract_model
+from benchmarks.llm.gsm8k import Batch
+from benchmarks.llm.llama import PRESETS, Llama
+from benchmarks.llm.memory import abstract_training, compiled_memory, compiled_step
+from benchmarks.llm.training import Layout, Precision, new_state
+from benchmarks.llm_finetune import positive
+from benchmarks.step_time import ratios
+
+DESCRIPTION = """\
+Compile the training step of a model with each optimizer and print what XLA plans to hold on each
+device at once. Nothing is allocated for that: model, optimizer state and batch are shapes alone
+(jax.eval_shape). The mesh is of the devices that are here or, with --virtual, of CPU devices that
+are not.
+
+With --rounds, steps are taken, too, from random weights: in each round one by every optimizer, in
+a random order, AdamW's twice as the control. The tables show medians over rounds, and of the ratio
+to AdamW within the round, with a 95 % interval (order statistics). An optimizer's share is its own
+update, compiled and timed alone, over the whole step. One device only.
+
+On CPU, XLA computes bfloat16 and float16 in float32; what it plans for activations there is more
+than on a GPU.
+"""
+
+CLIP = optax.clip_by_global_norm(1.0)
+OPTIMIZERS = {
+    "AdamW": optax.adamw(2e-5, weight_decay=0.01),
+    "AdamW again": optax.adamw(2e-5, weight_decay=0.01),
+    "leading": qsgd.superpositional_adamw(2e-5, weight_decay=0.01),
+    "everywhere": qsgd.superpositional_adamw(
+        2e-5, weight_decay=0.01, superposition=qsgd.Superposition(coverage="everywhere")
+    ),
+    "everywhere, update": qsgd.superpositional_adamw(
+        2e-5,
+        weight_decay=0.01,
+        weigh="update",
+        superposition=qsgd.Superposition(coverage="everywhere"),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compile, time, print the tables, write JSON."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    config = PRESETS[args.model]
+    if args.virtual:
+        jax.config.update("jax_num_cpu_devices", prod(args.mesh))
+    try:
+        layout = Layout.over(args.mesh, config, args.batch_size)
+        if args.rounds and layout.mesh is not None:
+            raise ValueError("--rounds: on one device only, without --mesh.")
+        if 0 < args.rounds < 6:
+            raise ValueError(f"--rounds {args.rounds}: at least 6, for an interval, or 0.")
+    except ValueError as error:
+        parser.error(str(error))
+
+    shape = (1, args.batch_size, args.context)
+    abstract = abstract_model(config, jnp.dtype(args.precision))[1]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract))
+    rows: dict[str, Any] = {}
+    steps = {}
+    for name, optimizer in OPTIMIZERS.items():
+        chain = optax.chain(CLIP, optimizer)
+        graph, state, batch = abstract_training(config, chain, args.precision, layout, shape)
+        steps[name] = compiled_step(graph, chain, state, batch)
+        rows[name] = compiled_memory(steps[name], state.params).as_json()
+    for figures in rows.values():
+        figures["peak_ratio"] = figures["peak_gib"] / rows["AdamW"]["peak_gib"]
+    if args.rounds:
+        for name, figures in _times(args, steps).items():
+            rows[name] |= figures
+    content = {
+        "benchmark": "llm_cost",
+        "provenance": reporting.provenance(),
+        "arguments": {key: value for key, value in vars(args).items() if key != "output"},
+        "parameters": parameters,
+        "optimizers": rows,
+    }
+    reporting.write_json(args.output / "llm_cost.json", content)
+    _print(args, parameters, rows)
+
+
+def _times(args: argparse.Namespace, steps: dict[str, Any]) -> dict[str, Any]:
+    """Return seconds of each step and update, and their ratios to AdamW's."""
+    config = PRESETS[args.model]
+    rng = np.random.default_rng(0)
+
+    def draw() -> PyTree:
+        return nnx.split(Llama(config, rngs=nnx.Rngs(0)))[1]
+
+    tokens = rng.integers(
+        config.vocab_size, size=(1, args.batch_size, args.context), dtype=np.int32
+    )
+    ones = np.ones_like(tokens)
+    batch = jax.device_put(Batch(tokens, tokens, ones.astype(np.float32), ones))
+    states = {
+        name: new_state(draw(), optax.chain(CLIP, optimizer), args.precision)
+        for name, optimizer in OPTIMIZERS.items()
+    }
+    gradients = draw()
+    updates = {name: _compiled_update(optax.chain(CLIP, o)) for name, o in OPTIMIZERS.items()}
+    seconds = {kind: {name: [] for name in OPTIMIZERS} for kind in ("step", "update")}
+    for number in tqdm(range(args.rounds + 1), unit="round"):
+        for name in rng.permutation(list(OPTIMIZERS)).tolist():
+            began = time.perf_counter()
+            states[name], _ = jax.block_until_ready(steps[name](states[name], batch))
+            middle = time.perf_counter()
+            state = states.pop(name)
+            params, opt_state = jax.block_until_ready(
+                updates[name](gradients, state.opt_state, state.params)
+            )
+            if number:  # the first round warms up
+                seconds["step"][name].append(middle - began)
+                seconds["update"][name].append(time.perf_counter() - middle)
+            states[name] = state.replace(params=params, opt_state=opt_state)
+    compared = ratios({name: np.array(times) for name, times in seconds["step"].items()})
+    return {
+        name: {
+            "update_seconds": float(np.median(seconds["update"][name])),
+            "share": float(np.median(np.divide(seconds["update"][name], seconds["step"][name]))),
+            "step": compared[name],
+        }
+        for name in OPTIMIZERS
+    }
+
+
+def _compiled_update(chain: optax.GradientTransformation) -> Any:
+    @partial(jax.jit, donate_argnums=(1, 2))
+    def update(gradients: PyTree, opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        updates, opt_state = chain.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return update
+
+
+def _print(args: argparse.Namespace, parameters: int, rows: dict[str, Any]) -> None:
+    sizes = ("parameters", "state", "temporary", "peak")
+    reporting.print_table(
+        f"{args.model}: {parameters:,} parameters, GiB on each of {prod(args.mesh)}",
+        ["optimizer", "parameters", "with optimizer state", "temporary", "peak", "ratio"],
+        [
+            [name, *(f"{row[f'{key}_gib']:.2f}" for key in sizes), f"{row['peak_ratio']:.4f}"]
+            for name, row in rows.items()
+        ],
+    )
+    if args.rounds:
+        reporting.print_table(
+            "Time",
+            ["optimizer", "s a step", "ratio to AdamW", "s of its update", "share of the step"],
+            [
+                [
+                    name,
+                    f"{row['step']['milliseconds'] / 1e3:.3f}",
+                    "{ratio:.3f} [{low:.3f}, {high:.3f}]".format(**row["step"]),
+                    f"{row['update_seconds']:.3f}",
+                    f"{row['share']:.1%}",
+                ]
+                for name, row in rows.items()
+            ],
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.llm_cost",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--model", choices=PRESETS, default="llama-3.2-1b-instruct", help="default: %(default)s"
+    )
+    parser.add_argument("--context", type=positive(int), default=2048, help="default: 2048")
+    parser.add_argument("--batch-size", type=positive(int), default=1, help="default: 1")
+    parser.add_argument(
+        "--precision", choices=get_args(Precision), default="float32", help="default: float32"
+    )
+    parser.add_argument(
+        "--mesh",
+        nargs=2,
+        type=positive(int),
+        default=[1, 1],
+        metavar=("DATA", "MODEL"),
+        help="devices that rows, and parameters, are split over (default: 1 1)",
+    )
+    parser.add_argument("--virtual", action="store_true", help="CPU devices for the whole mesh")
+    parser.add_argument("--rounds", type=int, default=0, help="of steps to time (default: none)")
+    parser.add_argument("--output", type=Path, default=Path("results/llm_cost"))
+    return parser
+
+
+if __name__ == "__main__":
+    main()
