@@ -309,19 +309,16 @@ class Llama(nnx.Module):
         Args:
           tokens: token ids.
           segments: several texts in one row are told apart by these numbers, and do not see each
-            other; `None`: each row is one text. Positions count from the beginning of each.
+            other; `None`: each row is one text.
         """
         batch, length = tokens.shape
         index = jnp.arange(length)
         causal = index[:, None] >= index
-        if segments is None:
-            positions = jnp.broadcast_to(index, (batch, length))
-            mask = causal[None]
-        else:
-            begins = jnp.diff(segments, axis=1, prepend=segments[:, :1] - 1) != 0
-            positions = index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+        mask = causal[None]
+        if segments is not None:
             mask = causal & (segments[:, :, None] == segments[:, None, :])
-        rotation = self._rotation(positions)
+        # Rotary attention sees differences of positions alone: texts need not count from 0.
+        rotation = self._rotation(jnp.broadcast_to(index, (batch, length)))
 
         @jax.checkpoint
         def run(block: _Block, x: Float[Array, "batch length hidden"]):

@@ -166,18 +166,20 @@ def test_meshes_that_do_not_divide_are_refused(sizes, rows, words):
 def test_narrow_arithmetic_learns_as_float32_does(tiny, split, examples, precision):
     graph = nnx.split(load_model(open_checkpoint(tiny), dtype=jnp.dtype(precision)))[0]
     batch = filled(examples, [[0], [1], [2]], (1, 3, LENGTH))
-    losses = {}
+    losses, norms = {}, {}
     for name, structure in (("float32", split[0]), (precision, graph)):
         chain = optimizer()
         state = new_state(split[1], chain, name)
-        losses[name] = []
+        losses[name], norms[name] = [], []
         for _ in range(5):
             state, figures = step(structure, chain, state, batch)
             losses[name].append(float(figures["loss"]))
+            norms[name].append(float(figures["gradient_norm"]))
             assert not figures["skipped"]
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
     assert losses["float32"][-1] < 0.8 * losses["float32"][0]
     np.testing.assert_allclose(losses[precision], losses["float32"], rtol=0.05)
+    np.testing.assert_allclose(norms[precision], norms["float32"], rtol=0.2)
 
 
 def test_a_float16_step_that_overflows_is_skipped_and_the_scale_halved(tiny, split, examples):
