@@ -6,8 +6,10 @@ Run it as `python -m benchmarks.llm_finetune`; `--help` is the manual.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
-import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import PyTree
 
 import qsgd_jax as qsgd
@@ -23,9 +26,10 @@ from benchmarks import reporting
 from benchmarks.arms import ARMS, KEYS, Arm, parse_arm, superposed
 from benchmarks.devices import DEVICES
 from benchmarks.llm import report
-from benchmarks.llm.checkpoints import open_checkpoint
+from benchmarks.llm.checkpoints import CheckpointError, check_tensors, open_checkpoint
 from benchmarks.llm.gsm8k import Data, encode, epoch, read_problems
-from benchmarks.llm.runs import Step, Task, compile_step, finish, test_untrained
+from benchmarks.llm.memory import DoesNotFitError
+from benchmarks.llm.runs import RunError, Step, Task, claim, compile_step, finish, test_untrained
 from benchmarks.llm.text import Text, open_text
 from benchmarks.llm.training import Layout, Precision
 
@@ -56,13 +60,13 @@ arms:
 files in the output folder:
   llm_finetune.json       figures of every run, differences, versions, device, arguments
   llm_finetune.png        loss curves, and their distance from AdamW's
-  ARM/seed-N/steps.jsonl  each step: loss, gradient norm, learning rate, tokens, seconds
+  ARM/seed-N/steps.jsonl  each step: loss, gradient norm, tokens, seconds
   ARM/seed-N/model        with --save-models: the weights, as a Hugging Face folder
 
 figures:
   training loss   mean over the steps of the run, each on problems not yet trained on in its epoch
   test NLL        negative log likelihood of a test answer's token, in nats
-  exact match     share of test problems whose greedy continuation ends in the right number
+  exact match     share of test problems whose greedy continuation has the right number after ####
   ±               half of the 95 %% t interval of a mean over seeds
 
 examples:
@@ -87,14 +91,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = open_text(args.model, checkpoint.config)
         data = _read(args, text, checkpoint.config.max_position_embeddings)
         layout = Layout.over(args.mesh, checkpoint.config, args.batch_size)
-        settings = _settings(args, arms)
-        _claim(args.output, settings)
+        check_tensors(checkpoint)
+        settings = _settings(args)
         if args.save_models and not (args.model / "config.json").is_file():
             checkpoint.config.to_huggingface()  # to fail now rather than after training
+        args.output.mkdir(parents=True, exist_ok=True)
+        claim(args.output / "settings.json", settings)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    precision = args.precision
-    task = Task(args.model, checkpoint, precision, text, data, layout)
+    task = Task(args.model, checkpoint, args.precision, text, data, layout)
+    try:
+        _run(args, task, arms, settings)
+    except (CheckpointError, DoesNotFitError, RunError) as error:
+        parser.error(str(error))
+
+
+def _run(
+    args: argparse.Namespace, task: Task, arms: dict[str, Arm], settings: dict[str, Any]
+) -> None:
+    data, checkpoint = task.data, task.checkpoint
     parameters = sum(leaf.size for leaf in jax.tree.leaves(task.abstract[1]))
     note = f", {checkpoint.note}" if checkpoint.note else ""
     print(f"{args.model.name}: {parameters:,} parameters{note}; {args.precision}")
@@ -116,11 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         plan, folder = plans[seed], args.output / name / f"seed-{seed}"
         optimizer = make_optimizer(arm.optimizer, args, seed, len(plan))
         compiled = partial(step, arm.optimizer, len(plan))
-        change = moved_by_one_rounding_unit if arm.label == CONTROL else lambda params: params
-        try:
-            run = finish(task, args, arm.label, folder, optimizer, compiled, change, plan)
-        except ValueError as error:
-            parser.error(str(error))
+        change = partial(_start, arm, args.precision)
+        run = finish(task, args, arm, folder, optimizer, compiled, change, plan)
         runs[name].append({"seed": seed, **run})
 
     content = {
@@ -146,6 +158,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 CONTROL = "AdamW, one rounding unit away"
 
 
+def _start(arm: Arm, precision: str, params: PyTree) -> PyTree:
+    return moved_by_one_rounding_unit(params, precision) if arm.label == CONTROL else params
+
+
 def _arms(args: argparse.Namespace) -> dict[str, Arm]:
     arms = {"adamw": Arm("AdamW", "optax.adamw", ARMS["adam"].optimizer)}
     if args.control:
@@ -154,17 +170,21 @@ def _arms(args: argparse.Namespace) -> dict[str, Arm]:
         for weight, weigh, coverage in itertools.product(
             args.quantum_weight, args.weigh, args.coverage
         ):
-            name = f"{weigh}-{coverage}-{weight:g}"
+            name = f"{weigh}-{coverage}-{weight}"
+            if name in arms:
+                raise ValueError(f"--quantum-weight {weight} is there twice.")
             arms[name] = superposed(
-                f"λ = {weight:g}, {weigh}, {coverage}",
-                f"quantum_weight={weight:g}, weigh={weigh}, coverage={coverage}",
+                f"λ = {weight}, {weigh}, {coverage}",
+                f"quantum_weight={weight}, weigh={weigh}, coverage={coverage}",
                 qsgd.Superposition(coverage=coverage),
                 quantum_weight=weight,
                 weigh=weigh,
             )
     for name, arm in args.arm:
-        if name in arms:
+        if name in arms or name == "control":
             raise ValueError(f"--arm: there are two arms called {name!r}.")
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"--arm: {name!r} must be letters, digits, '_', '-' and '.'.")
         arms[name] = arm
     for arm in arms.values():
         arm.optimizer(args, 0)  # to fail now rather than after the first arm has trained
@@ -201,22 +221,25 @@ def warmup_and_decay(peak: float, warmup: int, steps: int) -> optax.Schedule:
     return schedule
 
 
-def moved_by_one_rounding_unit(params: PyTree) -> PyTree:
-    """Return parameters of which the first, of the first leaf, is the next number upwards."""
-    leaves, structure = jax.tree.flatten(params)
-    first = leaves[0]
-    corner = (0,) * first.ndim
-    leaves[0] = first.at[corner].set(jnp.nextafter(first[corner], jnp.inf))
-    return jax.tree.unflatten(structure, leaves)
+def moved_by_one_rounding_unit(params: PyTree, precision: str) -> PyTree:
+    """Move the first scale of the last norm, which every token meets, by one unit upwards.
+
+    The unit is that of the model's arithmetic: a smaller one would vanish in it.
+    """
+    flat = dict(nnx.to_flat_state(params))
+    scale = flat["norm", "scale"]
+    first = scale[...][0]
+    unit = jnp.finfo(precision).eps * 2.0 ** jnp.floor(jnp.log2(jnp.abs(first)))
+    flat["norm", "scale"] = scale.replace(scale[...].at[0].set(first + unit))
+    return nnx.from_flat_state(flat)
 
 
 def _read(args: argparse.Namespace, text: Text, most: int) -> Data:
     if args.context > most:
         raise ValueError(f"--context {args.context} is more than the model was made for, {most}.")
-    test_file = args.test_data or args.data.with_name("test.jsonl")
     problems = {
         "train": read_problems(args.data, args.limit),
-        "test": read_problems(test_file, args.test_limit),
+        "test": read_problems(_test_data(args), args.test_limit),
     }
     examples, too_long = {}, {}
     for name, listed in problems.items():
@@ -249,38 +272,33 @@ def _plan(data: Data, args: argparse.Namespace, seed: int) -> list[list[list[int
     ]
 
 
-def _settings(args: argparse.Namespace, arms: dict[str, Arm]) -> dict[str, Any]:
-    """Return what runs depend on, as JSON; which arms and how many seeds may change."""
-    settings = {
-        key: value.name if isinstance(value, Path) else value
-        for key, value in vars(args).items()
-        if key not in _FREE
-    }
-    return settings | {"control": CONTROL in (arm.label for arm in arms.values())}
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what runs depend on, as JSON: options, and the files by name, size and content."""
+    paths = {"model": args.model, "data": args.data, "test_data": _test_data(args)}
+    options = {key: value for key, value in vars(args).items() if key not in (*_FREE, *paths)}
+    return {key: _fingerprint(path) for key, path in paths.items()} | options
 
 
-# What may differ between calls that share an output folder.
+def _fingerprint(path: Path) -> list[str]:
+    """Tell files apart by their sizes and the first million bytes of each."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    prints = []
+    for file in (file for file in files if file.is_file()):
+        with file.open("rb") as content:
+            digest = hashlib.sha256(content.read(1_000_000)).hexdigest()[:16]
+        prints.append(f"{file.name} {file.stat().st_size} {digest}")
+    return prints
+
+
+def _test_data(args: argparse.Namespace) -> Path:
+    return args.test_data or args.data.with_name("test.jsonl")
+
+
+# What may differ between calls that share an output folder: which runs there are, not how.
 _FREE = (
     *("output", "optimizer", "quantum_weight", "weigh", "coverage", "arm", "control", "seeds"),
-    *("checkpoint_every", "save_models"),
+    "checkpoint_every",
 )
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse a folder that holds runs of other settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "settings.json"
-    wanted = {key: value for key, value in settings.items() if key != "control"}
-    if not file.exists():
-        reporting.write_json(file, wanted)
-        return
-    found = json.loads(file.read_text())
-    differing = [key for key in wanted if found.get(key) != wanted[key]]
-    if differing:
-        listed = ", ".join(f"{key}={found.get(key)!r}" for key in differing)
-        raise ValueError(
-            f"--output {folder} holds runs with {listed}; choose another folder, or those settings."
-        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -343,8 +361,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add(group, "epochs", positive(int), 1, "passes over the data (default: 1)")
     _add(group, "learning-rate", positive(float), 2e-5, "at its peak (default: 2e-5)")
-    _add(group, "weight-decay", float, 0.01, "decoupled, of all parameters (default: 0.01)")
-    _add(group, "warmup-steps", positive(int), None, "default: 500/7473 of the run")
+    decay = "decoupled, of all parameters (default: 0.01)"
+    _add(group, "weight-decay", not_negative(float), 0.01, decay)
+    _add(group, "warmup-steps", not_negative(int), None, "default: 500/7473 of the run")
     _add(group, "clip-norm", positive(float), 1.0, "greatest norm of a gradient (default: 1)")
     group.add_argument(
         "--precision",
@@ -365,7 +384,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(
         group,
         "generate",
-        int,
+        not_negative(int),
         100,
         "test problems that are answered, for exact match; each takes up to 256 tokens "
         "(default: 100)",
@@ -388,11 +407,19 @@ def _add(group: Any, name: str, kind: Any, default: Any, text: str, **options: A
 
 def positive(kind: type) -> Any:
     """Return a parser of positive numbers."""
+    return _parser_of(kind, lambda value: 0 < value < math.inf, "must be greater than 0")
 
+
+def not_negative(kind: type) -> Any:
+    """Return a parser of numbers from 0 on."""
+    return _parser_of(kind, lambda value: 0 <= value < math.inf, "must not be less than 0")
+
+
+def _parser_of(kind: type, allowed: Callable[[Any], bool], words: str) -> Any:
     def parse(text: str) -> float:
         value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r} must be greater than 0")
+        if not allowed(value):
+            raise argparse.ArgumentTypeError(f"{text!r} {words}")
         return value
 
     parse.__name__ = kind.__name__  # argparse names it when `kind` refuses the text.

@@ -119,7 +119,9 @@ def _without_folder(word: str) -> str:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON: a value that is not finite is an error, not `NaN` in the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    whole = path.with_name(f"{path.name}.tmp")  # whoever is killed here leaves no half a file
+    whole.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    os.replace(whole, path)
 
 
 def print_table(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ from benchmarks.llm.llama import Llama, LlamaConfig
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read as what it claims to be."""
+
+
+@contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Name the file, or the tensor, at which reading fails, whatever the libraries raise."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path}: truncated or corrupt ({error!r}).") from error
 
 
 @dataclass(frozen=True)
@@ -54,13 +66,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
         the message names the file.
     """
     if path.is_file() and path.suffix == ".gguf":
-        return _open_gguf(path)
+        with reading(path):
+            return _open_gguf(path)
     if (path / "config.json").is_file():
-        return _open_huggingface(path)
+        with reading(path):
+            return _open_huggingface(path)
     if weights := sorted(path.glob("*.bin")):
         llama2c = [file for file in weights if not file.name.startswith("tok")]
         if len(llama2c) == 1:
-            return _open_llama2c(llama2c[0])
+            with reading(llama2c[0]):
+                return _open_llama2c(llama2c[0])
     raise CheckpointError(
         f"{path}: expected a Hugging Face folder (config.json, *.safetensors), a .gguf file, or a "
         "folder of llama2.c (one model .bin beside tok*.bin)."
@@ -97,11 +112,11 @@ def load_parameters(checkpoint: Checkpoint, place: Place | None = None) -> PyTre
       CheckpointError: if tensors are missing, left over or of another shape, all listed; or if one
         is not finite.
     """
-    leaves = _parameters(abstract_model(checkpoint.config, jnp.float32)[1])
-    _check_names(checkpoint, leaves)
+    leaves = check_tensors(checkpoint)
 
     def read(name: str, variable: nnx.Variable) -> nnx.Variable:
-        array = checkpoint.read(name).astype(np.float32)
+        with reading(name):
+            array = checkpoint.read(name).astype(np.float32)
         if not np.isfinite(array).all():
             raise CheckpointError(f"{name} has entries that are not finite.")
         axes = variable.get_metadata().get("out_sharding") or (None,) * array.ndim
@@ -176,7 +191,14 @@ def _is_kernel(name: str) -> bool:
     return name.endswith("_proj.weight") or name == "lm_head.weight"
 
 
-def _check_names(checkpoint: Checkpoint, leaves: Mapping[str, tuple[Any, Any]]) -> None:
+def check_tensors(checkpoint: Checkpoint) -> dict[str, tuple[tuple[Any, ...], Any]]:
+    """Return path and abstract variable of each parameter, by its Hugging Face name.
+
+    Raises:
+      CheckpointError: if tensors are missing, left over or of another shape, all listed.
+    """
+    leaves = _parameters(abstract_model(checkpoint.config, jnp.float32)[1])
+
     def shape(name: str) -> tuple[int, ...]:
         of_flax = leaves[name][1].shape
         return of_flax[::-1] if _is_kernel(name) else of_flax
@@ -205,6 +227,7 @@ def _check_names(checkpoint: Checkpoint, leaves: Mapping[str, tuple[Any, Any]]) 
     if any(wrong.values()):
         listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
         raise CheckpointError(f"The tensors do not fit the configuration: {listed}.")
+    return leaves
 
 
 def _open_huggingface(folder: Path) -> Checkpoint:
@@ -254,7 +277,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read an object from a JSON file, or raise a `CheckpointError` that names it."""
     try:
         content = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: expected a JSON object.")
@@ -338,7 +361,8 @@ def _open_gguf(file: Path) -> Checkpoint:
         weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         return _rotary_layout(name, weights, config)
 
-    full = {gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16}
+    types = gguf.GGMLQuantizationType
+    full = {types.F32, types.F16, types.BF16}
     kinds = {tensor.tensor_type for tensor in tensors.values()} - full
     return Checkpoint(
         config,

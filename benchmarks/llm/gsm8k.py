@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from benchmarks.llm.text import Text
 
 Rows = np.ndarray | jax.Array  # of shape (..., rows, length)
 
-_NUMBER = re.compile(r"####\s*(-?[\d,]*\.?\d+)")
+_NUMBER = re.compile(r"####[\s*]*(-?)\$?([\d,]*\.?\d+)")
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,14 @@ def read_problems(file: Path, limit: int | None = None) -> list[Problem]:
       ValueError: naming file and line, if a line is not such an object, or holds no final number.
     """
     problems = []
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if limit is not None and len(problems) == limit:
                 break
             where = f"{file}, line {number}"
             try:
                 content = json.loads(line)
-            except json.JSONDecodeError as error:
+            except ValueError as error:  # neither JSON nor UTF-8
                 raise ValueError(f"{where}: not JSON ({error}).") from error
             fields = content if isinstance(content, dict) else {}
             problem = Problem(fields.get("question", ""), fields.get("answer", ""))
@@ -107,15 +108,15 @@ def read_problems(file: Path, limit: int | None = None) -> list[Problem]:
     return problems
 
 
-def final_number(answer: str) -> str | None:
-    r"""Return the number after `####`, without thousands' commas, or None.
+def final_number(answer: str) -> Decimal | None:
+    r"""Return the number after the last `####`, or None; `$`, `*` and commas are looked past.
 
     Example:
       >>> final_number("6 * 200 = 1,200\n#### 1,200")
-      '1200'
+      Decimal('1200')
     """
-    found = _NUMBER.search(answer)
-    return found and found[1].replace(",", "")
+    found = _NUMBER.findall(answer)
+    return Decimal("".join(found[-1]).replace(",", "")) if found else None
 
 
 def encode(text: Text, problems: Sequence[Problem]) -> list[Example]:

@@ -89,10 +89,12 @@ class LlamaConfig:
                 options = " or ".join(map(repr, allowed))
                 raise ValueError(f"{name}={config[name]!r}; allowed is {options}")
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, Mapping):
+            raise ValueError(f"rope_scaling={rope!r} must be an object")
         theta = rope.get("rope_theta") or config.get("rope_theta", 10_000.0)
         heads = config["num_attention_heads"]
         head_dim = config.get("head_dim") or config["hidden_size"] // heads
-        kind = rope.get("rope_type", rope.get("type", "default"))
+        kind = rope.get("rope_type", rope.get("type", None if "factor" in rope else "default"))
         divisors = None
         if kind == "llama3":
             names = [field for field in _LLAMA3 if field not in rope]
@@ -173,6 +175,9 @@ def llama3_rope_divisors(
     Returns:
       The `head_dim // 2` divisors.
 
+    Raises:
+      ValueError: if a factor is out of range.
+
     Example:
       >>> divisors = llama3_rope_divisors(
       ...     64, 5e5, factor=32, low_freq_factor=1, high_freq_factor=4,
@@ -184,6 +189,11 @@ def llama3_rope_divisors(
       Grattafiori et al., The Llama 3 Herd of Models, arXiv:2407.21783; the formula is that of
       Meta's reference code.
     """
+    if not (factor > 0 and high_freq_factor > low_freq_factor > 0):
+        raise ValueError(
+            f"factor={factor!r} must be positive, and high_freq_factor={high_freq_factor!r} "
+            f"greater than low_freq_factor={low_freq_factor!r}, which must be positive, too."
+        )
     frequencies = float(theta) ** (-np.arange(0, head_dim, 2) / head_dim)
     turns = original_max_position_embeddings * frequencies / (2 * np.pi)
     kept = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,8 +23,15 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from benchmarks import reporting
+from benchmarks.arms import Arm
 from benchmarks.llm import memory
-from benchmarks.llm.checkpoints import Checkpoint, abstract_model, load_parameters, save_model
+from benchmarks.llm.checkpoints import (
+    Checkpoint,
+    abstract_model,
+    load_parameters,
+    read_json,
+    save_model,
+)
 from benchmarks.llm.gsm8k import Batch, Data, Example, batches, fill, final_number
 from benchmarks.llm.memory import Memory
 from benchmarks.llm.text import Text
@@ -90,10 +98,21 @@ class Task:
 
 
 class Step(NamedTuple):
-    """A compiled training step and the memory that it needs."""
+    """A compiled training step.
+
+    Attributes:
+      run: from a state, which it consumes, and a batch to the next state and figures.
+      memory: what it needs.
+      state: the state's shapes, and where its arrays lie.
+    """
 
     run: Any
     memory: Memory
+    state: TrainState
+
+
+class RunError(ValueError):
+    """Files of a run that are damaged, or of another run."""
 
 
 def compile_step(
@@ -110,13 +129,19 @@ def compile_step(
     compiled = memory.compiled_step(graph, optimizer, state, batch)
     needed = memory.compiled_memory(compiled, state.params)
     memory.check(needed, memory.available(), context=task.data.length, rows=args.batch_size)
-    return Step(compiled, needed)
+    where, _ = compiled.input_shardings[0]
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        where,
+    )
+    return Step(compiled, needed, state)
 
 
 def finish(
     task: Task,
     args: argparse.Namespace,
-    label: str,
+    arm: Arm,
     folder: Path,
     optimizer: optax.GradientTransformation,
     compiled: Callable[[], Step],
@@ -128,23 +153,28 @@ def finish(
     Args:
       task: what is trained on what.
       args: the command line's.
-      label: of the arm.
+      arm: what is trained with.
       folder: of this run.
       optimizer: the whole chain, whose `init` begins the training.
       compiled: returns its step.
       change: of the parameters before the first step.
       plan: which examples stand in each row of each step.
+
+    Raises:
+      RunError: if the folder holds a run of another arm, or damaged files.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder / "arm.json", {"label": arm.label, "settings": arm.settings})
     result = folder / "result.json"
     if not result.exists():
         step = compiled()
-        state = _train(task, args, label, folder, optimizer, step, change, plan)
+        state = _train(task, args, arm.label, folder, optimizer, step, change, plan)
         figures = _test(task, args, state.params)
         if args.save_models:
             save_model(folder / "model", nnx.merge(task.graph, state.params), task.source)
             if not (folder / "model" / "tokenizer.json").exists():
                 task.text.save(folder / "model")
-        steps = _read_steps(folder / "steps.jsonl")
+        steps = _read_steps(folder / "steps.jsonl", len(plan))
         losses = [step["loss"] for step in steps if not step["skipped"]]
         unknown = not losses or None in losses
         figures |= {
@@ -153,10 +183,27 @@ def finish(
             "memory": step.memory.as_json(),
         }
         reporting.write_json(result, {k: _finite(v) for k, v in figures.items()})
-        shutil.rmtree(folder / "checkpoints")  # three times the model
-    steps = _read_steps(folder / "steps.jsonl")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # three times the model
+    steps = _read_steps(folder / "steps.jsonl", len(plan))
     curves = {name: [step[name] for step in steps] for name in ("loss", "seconds", "tokens")}
-    return json.loads(result.read_text()) | curves
+    return read_json(result) | curves
+
+
+def claim(file: Path, wanted: Mapping[str, Any]) -> None:
+    """Write what a folder is for, or refuse it if it is for something else.
+
+    Raises:
+      RunError: naming what differs.
+    """
+    if not file.exists():
+        reporting.write_json(file, wanted)
+    found = read_json(file)
+    differing = [key for key in wanted if found.get(key) != wanted[key]]
+    if differing:
+        listed = ", ".join(f"{key}={found.get(key)!r}" for key in differing)
+        raise RunError(
+            f"{file.parent} holds runs with {listed}; choose another folder, or those settings."
+        )
 
 
 def _train(
@@ -170,17 +217,18 @@ def _train(
     plan: Sequence[Sequence[Sequence[int]]],
 ) -> TrainState:
     shape = task.shape(args)
-    state = new_state(change(task.load()), optimizer, task.precision)
-
-    folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
     log = folder / "steps.jsonl"
     with ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options) as manager:
         taken = manager.latest_step() or 0
         if taken:
-            state = _restore(manager, taken, state)
-        kept = _read_steps(log)[:taken]
-        log.write_text("".join(json.dumps(step) + "\n" for step in kept))
+            state = _restore(manager, taken, step.state)
+        else:
+            state = new_state(change(task.load()), optimizer, task.precision)
+        kept = _read_steps(log, taken)
+        whole = log.with_suffix(".tmp")
+        whole.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(whole, log)
         with (
             log.open("a") as lines,
             tqdm(total=len(plan), initial=taken, desc=f"{label:28}", unit="step") as bar,
@@ -216,6 +264,7 @@ def _train(
                 )
                 bar.update()
                 if (number + 1) % args.checkpoint_every == 0 or number + 1 == len(plan):
+                    os.fsync(lines.fileno())  # the log is never behind the checkpoint
                     _save(manager, number + 1, state)
     return state
 
@@ -233,22 +282,27 @@ def _save(manager: ocp.CheckpointManager, step: int, state: TrainState) -> None:
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _leaves(like))
-    leaves = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    leaves = manager.restore(step, args=ocp.args.StandardRestore(_leaves(like)))
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in sorted(leaves)])
 
 
-def _leaves(state: TrainState) -> dict[str, jax.Array]:
+def _leaves(state: TrainState) -> dict[str, Any]:
     """Number the leaves: what orbax writes does not depend on the classes of optax and Flax."""
     return {f"{i:06}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
 
 
-def _read_steps(log: Path) -> list[dict[str, Any]]:
-    """Read the log's whole lines; a killed run may have left half of one."""
-    if not log.exists():
-        return []
-    whole = log.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+def _read_steps(log: Path, count: int) -> list[dict[str, Any]]:
+    """Read the log's first lines; a killed run may have written more, and half of one."""
+    lines = log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
+    steps: list[dict[str, Any]] = []
+    try:
+        steps = [json.loads(line) for line in lines[:count]]
+        complete = [step["step"] for step in steps] == list(range(1, count + 1))
+    except (ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise RunError(f"{log} should hold {count} steps, but is damaged; remove {log.parent}.")
+    return steps
 
 
 def _finite(value: Any) -> Any:
@@ -258,19 +312,22 @@ def _finite(value: Any) -> Any:
 def test_untrained(task: Task, args: argparse.Namespace, file: Path) -> dict[str, Any]:
     """Test the model as it was loaded, or read what is written of it."""
     if not file.exists():
-        reporting.write_json(file, _test(task, args, task.load()))
-    return json.loads(file.read_text())
+        figures = _test(task, args, task.load())
+        reporting.write_json(file, {k: _finite(v) for k, v in figures.items()})
+    return read_json(file)
 
 
 def _test(task: Task, args: argparse.Namespace, params: PyTree) -> dict[str, Any]:
     """Return the likelihood of the test answers, and how many are found by greedy decoding."""
-    rows = max(args.batch_size, 8)
+    longest = max(map(len, task.data.test))
     losses, tokens = [], []
-    for members, batch in batches(task.data.test, rows, task.data.length):
+    # No more rows than a training step has: what held that holds this.
+    for members, batch in batches(task.data.test, args.batch_size, -(-longest // 64) * 64):
         loss, count = task.losses(params, task.layout.batch(batch))
         losses += np.asarray(loss)[: len(members)].tolist()
         tokens += np.asarray(count)[: len(members)].tolist()
     figures: dict[str, Any] = {"test_nll": sum(losses) / sum(tokens)}
+    rows = -(-8 // args.mesh[0]) * args.mesh[0]  # a batch is cheaper than one after the other
     asked = range(min(args.generate, len(task.data.test)))
     if asked:
         right = 0
@@ -282,7 +339,8 @@ def _test(task: Task, args: argparse.Namespace, params: PyTree) -> dict[str, Any
             for row, i in enumerate(members):
                 lengths[row] = len(task.data.test[i].prompt)
                 prompts[row, : lengths[row]] = task.data.test[i].prompt
-            answers = np.asarray(task.continued(params, prompts, lengths))
+            placed = jax.device_put(prompts, task.layout.sharding(("data", None)))
+            answers = np.asarray(task.continued(params, placed, jnp.asarray(lengths)))
             for i, answer in zip(members, answers, strict=False):
                 said = final_number(task.text.decode(task.text.ended(answer.tolist())))
                 right += said is not None and said == final_number(task.data.test[i].problem.answer)

@@ -13,7 +13,7 @@ from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from benchmarks.llm.checkpoints import CheckpointError, read_gguf, read_json
+from benchmarks.llm.checkpoints import CheckpointError, read_gguf, read_json, reading
 from benchmarks.llm.llama import LlamaConfig
 
 # Where a checkpoint has no chat template.
@@ -51,7 +51,10 @@ class Text:
         if not whole.startswith(prompt):
             raise CheckpointError("The chat template does not begin an answer as it asks for one.")
         # What follows the end of the turn, a newline say, is never generated.
-        return self._encode(prompt), self.ended(self._ids(whole[len(prompt) :]))
+        said = self.ended(self._ids(whole[len(prompt) :]))
+        if not said or said[-1] not in self.stop:
+            raise CheckpointError("The chat template does not end an answer by a token that stops.")
+        return self._encode(prompt), said
 
     def prompt(self, question: str) -> list[int]:
         """Return the token ids up to where the model answers."""
@@ -94,8 +97,8 @@ class Text:
             return environment.from_string(self.template).render(
                 messages=messages, add_generation_prompt=add_generation_prompt, **self.special
             )
-        except TemplateError as error:
-            raise CheckpointError(f"The chat template fails: {error}") from error
+        except Exception as error:  # a template is a program
+            raise CheckpointError(f"The chat template fails: {error!r}") from error
 
 
 def _refuse(message: str) -> NoReturn:
@@ -108,12 +111,15 @@ def open_text(path: Path, config: LlamaConfig) -> Text:
     Raises:
       CheckpointError: if it is missing, corrupt, or of another vocabulary than the model.
     """
-    if path.suffix == ".gguf":
-        text = _from_gguf(path)
-    elif (path / "config.json").is_file():
-        text = _from_huggingface(path)
-    else:
-        text = _from_llama2c(path, config)
+    with reading(path):
+        if path.suffix == ".gguf":
+            text = _from_gguf(path)
+        elif (path / "config.json").is_file():
+            text = _from_huggingface(path)
+        else:
+            text = _from_llama2c(path, config)
+    if not text.stop:
+        raise CheckpointError(f"{path}: nothing says which token ends a text (eos_token_id).")
     ids = text.tokenizer.get_vocab(with_added_tokens=True).values()
     if max(ids) >= config.vocab_size:
         raise CheckpointError(
@@ -125,10 +131,8 @@ def open_text(path: Path, config: LlamaConfig) -> Text:
 
 def _from_huggingface(folder: Path) -> Text:
     file = folder / "tokenizer.json"
-    try:
+    with reading(file):
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # `tokenizers` raises Exception itself
-        raise CheckpointError(f"{file}: {error}") from error
     settings = read_json(folder / "tokenizer_config.json")
     config = read_json(folder / "config.json")
     stop = _listed(config.get("eos_token_id"))
@@ -159,11 +163,17 @@ def _from_huggingface(folder: Path) -> Text:
 
 def _content(token: Any) -> str:
     """A special token is a string, or a description of one."""
-    return token["content"] if isinstance(token, dict) else token or ""
+    content = token["content"] if isinstance(token, dict) else token or ""
+    if not isinstance(content, str):
+        raise CheckpointError(f"tokenizer_config.json: {token!r} is no special token.")
+    return content
 
 
 def _listed(ids: Any) -> set[int]:
-    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+    listed = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if not all(type(i) is int for i in listed):
+        raise CheckpointError(f"eos_token_id={ids!r} must be an integer, or a list of them.")
+    return set(listed)
 
 
 def _ids_of(tokenizer: Tokenizer, token: str) -> tuple[int, ...]:
@@ -196,15 +206,13 @@ def _from_gguf(file: Path) -> Text:
             f"{file}: tokenizer.ggml.model={kind!r} with tokenizer.ggml.pre={split!r}; allowed is "
             f"'gpt2' with {' or '.join(map(repr, _SPLITS))}."
         )
-    try:
+    with reading(file):
         tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
         merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
         bos, eos = (fields[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos"))
         vocabulary = {token: i for i, token in enumerate(tokens)}
         tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=split == "llama-bpe"))
         special = {"bos_token": tokens[bos], "eos_token": tokens[eos]}
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{file}: the tokenizer is corrupt ({error!r}).") from error
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_SPLITS[split]())
     tokenizer.decoder = decoders.ByteLevel()
     control = [token for token, k in zip(tokens, kinds, strict=True) if k == _CONTROL]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -116,15 +115,18 @@ def train_step(
     if state.loss_scale is not None:
         gradients = jax.tree.map(lambda g: g / scale, gradients)
     norm = optax.tree.norm(gradients)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    after = TrainState(optax.apply_updates(state.params, updates), opt_state, state.loss_scale)
-    finite = jnp.isfinite(norm)
-    if state.loss_scale is not None:
-        after = jax.tree.map(partial(jnp.where, finite), after, state)
-        after = after.replace(loss_scale=state.loss_scale.adjusted(finite))
+
+    def update(state: TrainState) -> TrainState:
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        return state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+
     figures = {"loss": loss / scale, "gradient_norm": norm}
-    skipped = jnp.bool_(False) if state.loss_scale is None else ~finite
-    return after, figures | {"skipped": skipped}
+    if state.loss_scale is None:
+        return update(state), figures | {"skipped": jnp.bool_(False)}
+    finite = jnp.isfinite(norm)
+    after = jax.lax.cond(finite, update, lambda state: state, state)
+    after = after.replace(loss_scale=state.loss_scale.adjusted(finite))
+    return after, figures | {"skipped": ~finite}
 
 
 def losses_per_row(

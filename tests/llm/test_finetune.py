@@ -12,13 +12,16 @@ import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from benchmarks import llm_cost, llm_finetune
+from benchmarks.llm import runs
 from benchmarks.llm.checkpoints import load_parameters, open_checkpoint
+from benchmarks.llm.text import open_text
 
 
 def arguments(model, problems, output, *more):
@@ -71,7 +74,7 @@ def test_arms_are_paired_and_learn(finished):
 
 
 def test_what_is_finished_is_not_trained_again_and_other_settings_are_refused(
-    finished, tiny, problems, capsys
+    finished, tiny, problems, tmp_path, capsys
 ):
     before = {file: file.stat().st_mtime_ns for file in finished.glob("*/*/*.json*")}
     assert len(before) >= 12
@@ -80,7 +83,13 @@ def test_what_is_finished_is_not_trained_again_and_other_settings_are_refused(
     assert {file: file.stat().st_mtime_ns for file in finished.glob("*/*/*.json*")} == before
     with pytest.raises(SystemExit):
         llm_finetune.main(arguments(tiny, problems, finished, "--generate", "2", "--epochs", "2"))
-    assert "holds runs with epochs=1" in capsys.readouterr().err
+    assert "holds runs with epochs=1, save_models=True" in capsys.readouterr().err
+    other = shutil.copytree(problems, tmp_path / "other")
+    lines = (other / "train.jsonl").read_text().splitlines()
+    (other / "train.jsonl").write_text("\n".join(reversed(lines)))
+    with pytest.raises(SystemExit):
+        llm_finetune.main(arguments(tiny, other, finished, *more))
+    assert "holds runs with data=['train.jsonl" in capsys.readouterr().err
 
 
 def test_saved_models_are_what_was_trained(finished, tiny, problems, tmp_path):
@@ -102,6 +111,77 @@ def _at(params, path):
 
 
 @pytest.mark.slow
+def test_interrupted_on_a_mesh_it_goes_on_where_it_was(tiny, problems, tmp_path, monkeypatch):
+    more = ("--optimizer", "adamw", "--mesh", "2", "2", "--batch-size", "2")
+    llm_finetune.main(arguments(tiny, problems, tmp_path / "whole", *more))
+    fill = runs.fill
+    seen = []
+
+    def interrupted(examples, rows, shape):
+        seen.append(rows)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return fill(examples, rows, shape)
+
+    monkeypatch.setattr(runs, "fill", interrupted)
+    output = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        llm_finetune.main(arguments(tiny, problems, output, *more))
+    assert (output / "adamw" / "seed-0" / "checkpoints" / "3").is_dir()
+    before = (output / "adamw" / "seed-0" / "steps.jsonl").read_text().splitlines()
+    assert len(before) == 4
+    llm_finetune.main(arguments(tiny, problems, output, *more))
+    after = (output / "adamw" / "seed-0" / "steps.jsonl").read_text().splitlines()
+    assert after[:3] == before[:3]  # seconds and all: these steps were not taken again
+    assert len(seen) == 5 + 3
+    np.testing.assert_allclose(losses(output, "adamw"), losses(tmp_path / "whole", "adamw"))
+    assert not (output / "adamw" / "seed-0" / "checkpoints").exists()
+
+
+def test_damaged_files_are_named(finished, tiny, problems, tmp_path, capsys):
+    more = ("--control", "--seeds", "2", "--generate", "2", "--save-models", "--weigh", "update")
+    for name, content, words in (
+        ("adamw/seed-1/steps.jsonl", "", "steps.jsonl should hold 12 steps, but is damaged"),
+        ("adamw/seed-1/steps.jsonl", '{"step": 1}\n' * 12, "steps.jsonl should hold 12 steps"),
+        ("adamw/seed-1/result.json", '{"test_nll": 1', "result.json"),
+        ("untrained.json", "", "untrained.json"),
+        ("settings.json", "[]", "settings.json: expected a JSON object"),
+        ("control/seed-0/arm.json", '{"label": "x"}', "holds runs with label='x', settings=None"),
+    ):
+        output = tmp_path / name.replace("/", "-") / str(len(content))
+        shutil.copytree(finished, output, ignore=shutil.ignore_patterns("model"))
+        (output / name).write_text(content)
+        with pytest.raises(SystemExit):
+            llm_finetune.main(arguments(tiny, problems, output, *more))
+        assert words in capsys.readouterr().err
+
+
+def test_answers_are_scored(tiny, problems, tmp_path, monkeypatch):
+    """Of four, the first is right in another form, and the last as it stands."""
+    lines = (problems / "test.jsonl").read_text().splitlines()
+    answers = [json.loads(line)["answer"] for line in lines]
+    right = [answer.split("####")[1].strip() for answer in answers]
+    said = [f"so **#### ${right[0]}.00**", f"{right[1]}", "#### 12345", answers[3]]
+    ids = open_text(tiny, open_checkpoint(tiny).config).tokenizer.encode
+
+    def continued(task):
+        def answer(params, prompts, lengths):
+            out = np.zeros((len(prompts), 64), int)
+            for row, text in enumerate(said):
+                tokens = ids(f"{text}<|end|>#### {right[row]}").ids[:64]
+                out[row, : len(tokens)] = tokens
+            return out
+
+        return answer
+
+    monkeypatch.setattr(runs.Task, "continued", property(continued))
+    more = ("--optimizer", "adamw", "--limit", "1", "--generate", "4")
+    llm_finetune.main(arguments(tiny, problems, tmp_path, *more))
+    content = json.loads((tmp_path / "llm_finetune.json").read_text())
+    assert content["untrained"]["exact_match"] == 0.5
+    assert content["untrained"]["answered"] == 4
+
+
 def test_killed_in_the_middle_it_goes_on_with_the_same_losses(finished, tiny, problems, tmp_path):
     more = ("--weigh", "update", "--accumulate", "1")
     command = [sys.executable, "-m", "benchmarks.llm_finetune"]
@@ -123,8 +203,11 @@ def test_killed_in_the_middle_it_goes_on_with_the_same_losses(finished, tiny, pr
         process.communicate()
     assert not (log.parent / "result.json").exists()
     checkpoints = [int(folder.name) for folder in (log.parent / "checkpoints").glob("[0-9]*")]
-    assert checkpoints and max(checkpoints) < 12
+    kept = max(checkpoints)
+    assert 3 <= kept < 12
+    before = log.read_text().splitlines()[:kept]
     llm_finetune.main(arguments(tiny, problems, tmp_path, *more))
+    assert log.read_text().splitlines()[:kept] == before
     for arm in ("adamw", "update-leading-0.5"):
         np.testing.assert_allclose(losses(tmp_path, arm), losses(finished, arm), rtol=1e-5)
 
@@ -161,19 +244,18 @@ def test_the_schedule_rises_and_falls():
     assert float(llm_finetune.warmup_and_decay(1.0, warmup=0, steps=4)(0)) == 1
 
 
-def test_the_control_is_one_rounding_unit_away(tiny):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_control_is_one_rounding_unit_away(tiny, precision):
     params = load_parameters(open_checkpoint(tiny))
-    moved = llm_finetune.moved_by_one_rounding_unit(params)
-    difference = optax.tree.sub(moved, params)
-    assert sum(int(jnp.sum(leaf != 0)) for leaf in _leaves(difference)) == 1
-    largest = max(float(jnp.abs(leaf).max()) for leaf in _leaves(difference))
-    assert 0 < largest < 1e-6
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
+    moved = llm_finetune.moved_by_one_rounding_unit(params, precision)
+    narrow = lambda leaf: np.asarray(leaf.astype(precision), np.float64)  # noqa: E731
+    pairs = list(zip(jax.tree.leaves(moved), jax.tree.leaves(params), strict=True))
+    assert jax.tree.structure(moved) == jax.tree.structure(params)
+    assert sum(np.sum(a != b) for a, b in pairs) == 1
+    differing = [(narrow(a), narrow(b)) for a, b in pairs if np.any(narrow(a) != narrow(b))]
+    ((after, before),) = differing
+    unit = float(jnp.finfo(precision).eps)
+    assert unit / 2 <= np.abs(after - before).max() / np.abs(before[0]) <= unit
 
 
 @pytest.mark.parametrize(
@@ -189,6 +271,11 @@ def _leaves(tree):
         (("--arm", "adamw:quantum_weight=1"), "there are two arms called 'adamw'"),
         (("--arm", "x:y=1"), "unknown key 'y'"),
         (("--device", "no.such"), "no.such"),
+        (("--quantum-weight", "0.5", "0.50"), "--quantum-weight 0.5 is there twice"),
+        (("--arm", "../x:quantum_weight=1"), "'../x' must be letters"),
+        (("--arm", "control:quantum_weight=1"), "two arms called 'control'"),
+        (("--weight-decay", "nan"), "'nan' must not be less than 0"),
+        (("--generate", "-1"), "'-1' must not be less than 0"),
     ],
 )
 def test_bad_input_is_named(tiny, problems, tmp_path, capsys, more, words):
@@ -196,6 +283,21 @@ def test_bad_input_is_named(tiny, problems, tmp_path, capsys, more, words):
         llm_finetune.main(arguments(tiny, problems, tmp_path / "out", *more))
     assert words in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*/*"))
+
+
+def test_bad_weights_are_named_before_anything_is_written(tiny, problems, tmp_path, capsys):
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    tensors = load_file(copy / "model.safetensors")
+    norm = tensors.pop("model.norm.weight")
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(SystemExit):
+        llm_finetune.main(arguments(copy, problems, tmp_path / "out"))
+    assert "missing: model.norm.weight" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    save_file({**tensors, "model.norm.weight": norm * np.nan}, copy / "model.safetensors")
+    with pytest.raises(SystemExit):
+        llm_finetune.main(arguments(copy, problems, tmp_path / "out"))
+    assert "model.norm.weight has entries that are not finite" in capsys.readouterr().err
 
 
 def test_examples_longer_than_the_context_are_counted(tiny, problems, tmp_path, capsys):

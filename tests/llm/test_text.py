@@ -81,10 +81,43 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tiny, tmp_path, write_toke
 
 
 @pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("config.json", {"eos_token_id": 1.5}, "eos_token_id=1.5 must be an integer"),
+        ("generation_config.json", {"eos_token_id": "x"}, "eos_token_id='x' must be"),
+        ("tokenizer_config.json", {"bos_token": 7}, "7 is no special token"),
+        ("tokenizer_config.json", {"bos_token": {}}, "copy"),
+        ("tokenizer_config.json", {"chat_template": [1]}, "copy"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(tiny, tmp_path, file, change, words):
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    content = json.loads((copy / file).read_text()) if (copy / file).exists() else {}
+    (copy / file).write_text(json.dumps(content | change))
+    with pytest.raises(CheckpointError, match=words):
+        opened(copy)
+
+
+def test_something_must_end_a_text(tiny, tmp_path):
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    for file, name in (("config.json", "eos_token_id"), ("tokenizer_config.json", "eos_token")):
+        content = json.loads((copy / file).read_text())
+        del content[name]
+        (copy / file).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="nothing says which token ends a text"):
+        opened(copy)
+
+
+@pytest.mark.parametrize(
     ("template", "words"),
     [
         ("{{ raise_exception('no system') }}", "no system"),
         ("{% if %}", "fails"),
+        ("{{ 1 / 0 }}", "fails"),
+        (
+            "{{ messages[0].content }}X{% if not add_generation_prompt %}Y{% endif %}",
+            "does not end",
+        ),
         ("{% if add_generation_prompt %}X{% else %}Y{% endif %}", "does not begin an answer"),
     ],
 )
@@ -141,21 +174,28 @@ def test_gguf_brings_tokenizer_and_template(tiny, tmp_path):
         ('{"question": 3, "answer": "#### 3"}', "line 2: expected"),
         ('{"question": "a", "answer": "three"}', "line 2: the answer does not end"),
         ("", "line 2: not JSON"),
+        ("\x80", "line 2: not JSON"),
     ],
 )
 def test_malformed_lines_are_named(tmp_path, line, words):
     file = tmp_path / "train.jsonl"
     good = json.dumps({"question": "1 and 1?", "answer": "#### 2"})
-    file.write_text(f"{good}\n{line}\n{good}\n")
+    file.write_bytes(f"{good}\n{line}\n{good}\n".encode("latin-1"))
     with pytest.raises(ValueError, match=words):
         read_problems(file)
     assert read_problems(file, limit=1) == [Problem("1 and 1?", "#### 2")]
 
 
 def test_final_numbers():
-    assert final_number("so\n#### -1,234.5") == "-1234.5"
-    assert final_number("#### $5") is None
-    assert final_number("5") is None
+    for answer, number in (
+        ("so\n#### -1,234.5", -1234.5),
+        ("#### $18.00", 18),
+        ("#### **18**", 18),
+        ("#### 3\n#### 4", 4),
+        ("5", None),
+        ("####", None),
+    ):
+        assert final_number(answer) == number
 
 
 def example(prompt, answer):
