@@ -118,13 +118,13 @@ def print_tables(content: Mapping[str, Any]) -> None:
 
 
 def _show(interval: Mapping[str, Any], key: str, sign: str = "-") -> str:
-    scale, digits = (100, 1) if key == "exact_match" else (1, 5 if sign == "+" else 4)
+    scale, digits = (100, ".1f") if key == "exact_match" else (1, ".1e" if sign == "+" else ".4f")
     if interval["mean"] is None:
         return "—"
-    mean = f"{scale * interval['mean']:{sign}.{digits}f}"
+    mean = f"{scale * interval['mean']:{sign}{digits}}"
     if interval["low"] is None:
         return mean
-    return f"{mean} ± {scale * (interval['mean'] - interval['low']):.{digits}f}"
+    return f"{mean} ± {scale * (interval['mean'] - interval['low']):{digits}}"
 
 
 def plot(file: Path, content: Mapping[str, Any]) -> None:
@@ -146,7 +146,7 @@ def plot(file: Path, content: Mapping[str, Any]) -> None:
     above.set(
         title=f"{content['model']['name']} on GSM8K, {seeds}", ylabel="loss of the step, nats"
     )
-    above.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     below.set(xlabel="step", ylabel=f"|difference| to {arms[0]['label']}'s loss")
     for panel in (above, below):
         panel.grid(alpha=0.2)
