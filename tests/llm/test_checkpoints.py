@@ -299,37 +299,51 @@ def test_truncated_llama2c_is_refused(stories, tmp_path, keep):
         open_checkpoint(tmp_path)
 
 
-def test_llama_32_1b_is_read_by_the_names_and_shapes_of_its_files(tmp_path):
-    """As published, but one layer instead of 16, and 512 instead of 128,256 tokens."""
-    config = dataclasses.replace(PRESETS["llama-3.2-1b"], num_hidden_layers=1, vocab_size=512)
-    shapes = {
-        "model.embed_tokens.weight": (512, 2048),
-        "model.layers.0.input_layernorm.weight": (2048,),
-        "model.layers.0.mlp.down_proj.weight": (2048, 8192),
-        "model.layers.0.mlp.gate_proj.weight": (8192, 2048),
-        "model.layers.0.mlp.up_proj.weight": (8192, 2048),
-        "model.layers.0.post_attention_layernorm.weight": (2048,),
-        "model.layers.0.self_attn.k_proj.weight": (512, 2048),
-        "model.layers.0.self_attn.o_proj.weight": (2048, 2048),
-        "model.layers.0.self_attn.q_proj.weight": (2048, 2048),
-        "model.layers.0.self_attn.v_proj.weight": (512, 2048),
-        "model.norm.weight": (2048,),
-    }
+@pytest.mark.parametrize(
+    ("layers", "width", "mlp", "heads", "kv_heads", "shards"),
+    [(1, 2048, 8192, 32, 8, 1), (16, 128, 256, 2, 1, 3)],
+)
+def test_llama_32_1b_is_read_by_the_names_and_shapes_of_its_files(
+    tmp_path, layers, width, mlp, heads, kv_heads, shards
+):
+    """As published, but one layer of full width, or all 16 narrow ones; and 512 tokens."""
+    d = 64
+    shapes = {"model.embed_tokens.weight": (512, width), "model.norm.weight": (width,)}
+    for layer in range(layers):
+        block = f"model.layers.{layer}"
+        shapes |= {
+            f"{block}.input_layernorm.weight": (width,),
+            f"{block}.mlp.down_proj.weight": (width, mlp),
+            f"{block}.mlp.gate_proj.weight": (mlp, width),
+            f"{block}.mlp.up_proj.weight": (mlp, width),
+            f"{block}.post_attention_layernorm.weight": (width,),
+            f"{block}.self_attn.k_proj.weight": (kv_heads * d, width),
+            f"{block}.self_attn.o_proj.weight": (width, heads * d),
+            f"{block}.self_attn.q_proj.weight": (heads * d, width),
+            f"{block}.self_attn.v_proj.weight": (kv_heads * d, width),
+        }
     rng = np.random.default_rng(0)
-    tensors = {
-        name: (rng.standard_normal(shape, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
-        for name, shape in shapes.items()
-    }
-    save_file(tensors, tmp_path / "model.safetensors")
+    where = {}
+    for part in range(shards):
+        file = f"model-{part + 1:05}-of-{shards:05}.safetensors"
+        names = list(shapes)[part::shards]
+        where |= dict.fromkeys(names, file)
+        tensors = {
+            name: (rng.standard_normal(shapes[name], np.float32) * 0.02).astype(ml_dtypes.bfloat16)
+            for name in names
+        }
+        save_file(tensors, tmp_path / file)
+    index = {"metadata": {"total_size": 0}, "weight_map": where}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     published = {
         "model_type": "llama",
         "vocab_size": 512,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": d,
         "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-5,
         "rope_theta": 500000.0,
@@ -345,7 +359,15 @@ def test_llama_32_1b_is_read_by_the_names_and_shapes_of_its_files(tmp_path):
     }
     (tmp_path / "config.json").write_text(json.dumps(published))
     checkpoint = open_checkpoint(tmp_path)
-    assert checkpoint.config == config
+    assert checkpoint.config == dataclasses.replace(
+        PRESETS["llama-3.2-1b"],
+        vocab_size=512,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+    )
     logits = jax.jit(load_model(checkpoint))(np.arange(6)[None])
     assert logits.shape == (1, 6, 512)
     assert np.isfinite(logits).all()
