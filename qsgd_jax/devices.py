@@ -185,6 +185,7 @@ def _run_traced(circuit, device, readout, encoding, angles):
 def _stacked(answers, readout, n_qubits) -> Any:
     """What a broadcast tape answered, `(batch, outputs)`."""
     if readout == "expectation":
+        answers = answers if isinstance(answers, tuple | list) else (answers,)  # of one qubit
         return (np if isinstance(answers[0], np.ndarray) else jnp).stack(answers, axis=-1)
     return answers if readout == "probabilities" else _real_amplitudes(answers, n_qubits)
 

@@ -349,3 +349,12 @@ def test_traced_angles_of_any_dtype_are_probed_in_float32(simulate, device, angl
     traced = jnp.asarray(angles, int if angles.dtype == int else jnp.bfloat16)
     answers = jax.jit(lambda w: devices.run(qsgd.Circuit(2, 1, weights=w), opened, theta))(traced)
     np.testing.assert_allclose(answers, simulate(theta, angles)[0], atol=5e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_concrete_settings_are_answered_in_double_precision_whatever_jax_is_set_to(simulate, n):
+    circuit = qsgd.Circuit(n, depth=1, seed=n)
+    device = devices.open_device("default.qubit", n)
+    theta = np.random.default_rng(0).uniform(-1, 1, (5, n))
+    answers = devices.run(circuit, device, theta)
+    np.testing.assert_allclose(answers, simulate(theta, circuit.angles)[0], atol=1e-12)

@@ -110,7 +110,6 @@ def _at(params, path):
     return params[...]
 
 
-@pytest.mark.slow
 def test_interrupted_on_a_mesh_it_goes_on_where_it_was(tiny, problems, tmp_path, monkeypatch):
     more = ("--optimizer", "adamw", "--mesh", "2", "2", "--batch-size", "2")
     llm_finetune.main(arguments(tiny, problems, tmp_path / "whole", *more))
@@ -182,6 +181,7 @@ def test_answers_are_scored(tiny, problems, tmp_path, monkeypatch):
     assert content["untrained"]["answered"] == 4
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_with_the_same_losses(finished, tiny, problems, tmp_path):
     more = ("--weigh", "update", "--accumulate", "1")
     command = [sys.executable, "-m", "benchmarks.llm_finetune"]
@@ -202,8 +202,8 @@ def test_killed_in_the_middle_it_goes_on_with_the_same_losses(finished, tiny, pr
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert not (log.parent / "result.json").exists()
-    checkpoints = [int(folder.name) for folder in (log.parent / "checkpoints").glob("[0-9]*")]
-    kept = max(checkpoints)
+    folders = (log.parent / "checkpoints").glob("[0-9]*")  # half a save among them, perhaps
+    kept = max(int(folder.name) for folder in folders if folder.name.isdecimal())
     assert 3 <= kept < 12
     before = log.read_text().splitlines()[:kept]
     llm_finetune.main(arguments(tiny, problems, tmp_path, *more))
