@@ -109,7 +109,7 @@ def test_large_batches_are_cut(simulate, monkeypatch, device):
     with qml.Tracker(opened) as tracker:
         answers = devices.run(circuit, opened, theta)
     assert tracker.totals["batches"] == 3
-    np.testing.assert_allclose(answers, simulate(theta, circuit.angles)[0], atol=1e-12)
+    np.testing.assert_allclose(answers, simulate(theta, circuit.angles)[0], atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("device", NAMES)
@@ -317,7 +317,7 @@ def test_threads_get_their_own_answers(simulate, shared):
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(answer, range(len(batches))))
     for theta, found in zip(batches, answers, strict=True):
-        np.testing.assert_allclose(found, simulate(theta, circuit.angles)[0], atol=1e-12)
+        np.testing.assert_allclose(found, simulate(theta, circuit.angles)[0], atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("device", NAMES)
@@ -357,4 +357,4 @@ def test_concrete_settings_are_answered_in_double_precision_whatever_jax_is_set_
     device = devices.open_device("default.qubit", n)
     theta = np.random.default_rng(0).uniform(-1, 1, (5, n))
     answers = devices.run(circuit, device, theta)
-    np.testing.assert_allclose(answers, simulate(theta, circuit.angles)[0], atol=1e-12)
+    np.testing.assert_allclose(answers, simulate(theta, circuit.angles)[0], atol=1e-12, rtol=0)
