@@ -68,6 +68,7 @@ def test_text_classification_runs_end_to_end_and_pairs_its_arms(tmp_path, capsys
     assert "λ = 0.5" in printed and "Minus Adam" in printed
 
 
+@pytest.mark.slow
 def test_text_classification_with_quantum_attention_is_paired_and_looked_into(tmp_path):
     text_classification.main(
         (

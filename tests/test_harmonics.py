@@ -90,6 +90,7 @@ def test_coefficients_of_many_scores_lose_nothing_to_rounding():
     np.testing.assert_allclose(found[0], 0.1 * x.size, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives_of_derivatives(float64):
     rng = np.random.default_rng(0)
     everywhere = jnp.array(True)

@@ -52,6 +52,7 @@ def measure(tmp_path, monkeypatch, task):
     return run
 
 
+@pytest.mark.slow
 def test_a_peer_that_trains_the_same_is_measured(measure):
     report = measure(LOSSES)
     torch = report["superposition_adds"]["torch"]

@@ -80,6 +80,7 @@ def faulty_device(monkeypatch, tmp_path):
 SECRET = "d41d8cd98f00b204e9800998ecf8427e"
 
 
+@pytest.mark.slow
 def test_a_thousand_steps_beside_a_failing_device(faulty_device, monkeypatch, caplog, capfd):
     monkeypatch.setattr(remote, "_SHARE_OF_TIME", 1.0)  # or it would ask less often
     caplog.set_level(logging.INFO, "qsgd_jax")
