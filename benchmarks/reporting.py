@@ -119,8 +119,15 @@ def _without_folder(word: str) -> str:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON: a value that is not finite is an error, not `NaN` in the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(f"{path.name}.tmp")  # whoever is killed here leaves no half a file
-    whole.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_atomically(
+        path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    )
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file as a whole or not at all: whoever is killed here leaves no half a file."""
+    whole = path.with_name(f"{path.name}.tmp")
+    whole.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(whole, path)
 
 

@@ -123,15 +123,15 @@ class Circuit:
         return np.random.default_rng(self.seed).uniform(-np.pi, np.pi, shape)
 
     @property
-    def origin(self) -> Float[np.ndarray, " n_qubits"]:
-        """The parameters that undo the first layer's RY, in half turns; 0 where traced.
+    def origin(self) -> Float[Array, " n_qubits"] | np.ndarray:
+        """The parameters that undo the first layer's RY, in half turns; traced as the angles are.
 
         About this point the circuit has the fewest Fourier coefficients: at 4 qubits and
         depth 2 its outputs have 2, 4, 8 and 16; about zero they have 6, 18, 52 and 62.
         """
-        if self.traced or not self.depth:
+        if not self.depth:
             return np.zeros(self.n_qubits)
-        return np.asarray(self.angles[0, :, 0]) / np.pi
+        return self.angles[0, :, 0] / np.pi
 
     def n_outputs(self, readout: Readout) -> int:
         """Number of values the circuit answers for a `readout`."""

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 # A coefficient below this is rounding of a float64 simulator: dropping 729 of them
 # moves a weight by less than 1e-11.
@@ -189,10 +189,8 @@ def coefficients(values, n_qubits: int, degree: int):
     return table
 
 
-def _basis(theta, degree: int, origin: float) -> list:
-    """[1, cos πx, sin πx, …] of x = θ − origin, higher harmonics by the addition theorems."""
-    x = within_period(theta) - jnp.asarray(origin, theta.dtype) if origin else theta
-    cosine, sine = cospi(x), sinpi(x)
+def _basis(cosine, sine, degree: int) -> list:
+    """[1, cos πx, sin πx, …], higher harmonics by the addition theorems."""
     basis, c, s = [1.0], cosine, sine
     for harmonic in range(1, degree + 1):
         if harmonic > 1:
@@ -201,15 +199,15 @@ def _basis(theta, degree: int, origin: float) -> list:
     return basis
 
 
-def _nested(table: Any, bases: list):
-    """Σ_k c_k Π_j b_{k_j}; zeros among concrete coefficients skipped, 0.0 where none is left."""
+def _nested(table: Any, support: np.ndarray, bases: list):
+    """Σ_k c_k Π_j b_{k_j} over the support alone; 0.0 where none is left."""
+    if not support.any():
+        return 0.0
     if table.ndim == 0:
-        if isinstance(table, jax.Array):
-            return table
-        return float(table) if abs(float(table)) > _ZERO else 0.0
+        return table if isinstance(table, jax.Array) else float(table)
     total = 0.0
-    for element, row in zip(bases[0], table, strict=True):
-        inner = _nested(row, bases[1:])
+    for element, row, nonzero in zip(bases[0], table, support, strict=True):
+        inner = _nested(row, nonzero, bases[1:])
         if isinstance(inner, float) and inner == 0.0:
             continue
         term = inner if isinstance(element, float) else element * inner
@@ -234,7 +232,10 @@ def _dense(table, bases: list) -> list:
 
 
 def evaluate(
-    table, thetas: Sequence[Float[Array, "..."]], origin: Sequence[float] | np.ndarray | None = None
+    table,
+    thetas: Sequence[Float[Array, "..."]],
+    origin: Any = None,
+    support: Bool[np.ndarray, "outputs ..."] | None = None,
 ) -> list[Float[Array, "..."]]:
     r"""The polynomial at many points: elementwise, wherever the points lie.
 
@@ -249,6 +250,8 @@ def evaluate(
       thetas: one array for each input, all of one shape, in half turns.
       origin: θ⁰, the point about which the coefficients are meant, in half turns; by
         default zero.
+      support: where traced coefficients can be other than zero, a boolean array of the table's
+        shape; by default everywhere.
 
     Returns:
       One array for each output, of that shape and dtype.
@@ -260,16 +263,73 @@ def evaluate(
       >>> print(fourier.evaluate(product, [jnp.array(0.5), jnp.array(1 / 6)])[0])
       0.5
     """
+    points = []
+    for theta, start in zip(thetas, _or_zeros(origin, thetas), strict=True):
+        x = within_period(theta) - jnp.asarray(start, theta.dtype) if _moved(start) else theta
+        points.append((cospi(x), sinpi(x)))
+    return _evaluate(table, points, support)
+
+
+def evaluate_on_circle(
+    table,
+    points: Sequence[tuple[Float[Array, "..."], Float[Array, "..."]]],
+    origin: Any = None,
+    support: Bool[np.ndarray, "outputs ..."] | None = None,
+) -> list[Float[Array, "..."]]:
+    r"""`evaluate` where inputs are given by their cosines and sines.
+
+    Args:
+      table: coefficients, shape `(outputs, 2 degree + 1, …)`.
+      points: (cos πθ, sin πθ) of each input, all arrays of one shape.
+      origin: θ⁰, the point about which the coefficients are meant, in half turns; by
+        default zero.
+      support: as in `evaluate`.
+
+    Returns:
+      One array for each output, of that shape and dtype.
+
+    Example:
+      >>> import numpy as np, jax.numpy as jnp
+      >>> from qsgd_jax import fourier
+      >>> sine = np.array([[0.0, 0.0, 1.0]])
+      >>> print(fourier.evaluate_on_circle(sine, [(jnp.array(0.6), jnp.array(0.8))])[0])
+      0.8
+    """
+    turned = []
+    for (cosine, sine), start in zip(points, _or_zeros(origin, points), strict=True):
+        if not _moved(start):
+            turned.append((cosine, sine))
+            continue
+        c, s = (jnp.asarray(f(start), cosine.dtype) for f in (cospi, sinpi))
+        turned.append((c * cosine + s * sine, c * sine - s * cosine))
+    return _evaluate(table, turned, support)
+
+
+def _or_zeros(origin, inputs) -> list:
+    return [0.0] * len(inputs) if origin is None else list(origin)
+
+
+def _moved(start: Any) -> bool:
+    """Whether an origin differs from 0, as far as is known."""
+    return isinstance(start, jax.Array) or start != 0
+
+
+def _evaluate(table, points, support) -> list[Array]:
     degree = (table.shape[1] - 1) // 2
-    origin = [0.0] * len(thetas) if origin is None else origin
-    bases = [_basis(theta, degree, float(x)) for theta, x in zip(thetas, origin, strict=True)]
-    concrete, like = isinstance(table, np.ndarray), jnp.asarray(thetas[0])
-    terms = np.count_nonzero(np.abs(table) > _ZERO) if concrete else math.prod(table.shape)
-    if terms > _MAX_UNROLLED_TERMS or (not concrete and like.size <= _FEW_POINTS):
+    bases = [_basis(cosine, sine, degree) for cosine, sine in points]
+    concrete, like = isinstance(table, np.ndarray), jnp.asarray(points[0][0])
+    sparse = concrete or support is not None
+    if concrete:
+        support = np.abs(table) > _ZERO
+    elif support is None:
+        support = np.ones(table.shape, bool)
+    if support.sum() > _MAX_UNROLLED_TERMS or (not sparse and like.size <= _FEW_POINTS):
         return _dense(table, bases)
     if not concrete:
         table = table.astype(like.dtype)
-    outputs = [jnp.asarray(_nested(t, bases), like.dtype) for t in table]
+    outputs = [
+        jnp.asarray(_nested(t, s, bases), like.dtype) for t, s in zip(table, support, strict=True)
+    ]
     return [jnp.broadcast_to(output, like.shape) for output in outputs]
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from qsgd_jax import compiled, devices, fourier
 from qsgd_jax import coverage as coverages
@@ -22,6 +22,7 @@ from qsgd_jax.sampling import key_data, leaf_key, mean_of_shots, step_key
 _MAX_SETTINGS = 2**16
 _MAX_COEFFICIENTS = 2**22
 _EXECUTIONS = ("auto", "fourier", "direct")
+_NOISELESS = ("default.qubit", "lightning.qubit", "lightning.kokkos", "lightning.gpu")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -224,6 +225,17 @@ class Superposition:
             raise ValueError(f"device={self._device.name!r} answered with values not finite.")
         return fourier.coefficients(values, n, degree)
 
+    @property
+    def support(self) -> Bool[np.ndarray, "outputs ..."] | None:
+        """Which coefficients can be other than zero, where the angles are traced.
+
+        `None` where that is not known: a noisy device may answer with all of them.
+        """
+        if not self.circuit.traced or self._device.name not in _NOISELESS:
+            return None
+        circuit = self.circuit
+        return _support(circuit.n_qubits, circuit.depth, circuit.uploads, self.readout)
+
     def weights(
         self,
         params: PyTree[Array],
@@ -405,7 +417,8 @@ class Superposition:
             given: Array | None,
         ) -> Array:
             n, table = self.circuit.n_qubits, self.coefficients if given is None else given
-            line = None if self.circuit.origin.any() else fourier.elementwise(table)
+            moved = self.circuit.traced or self.circuit.origin.any()
+            line = None if moved else fourier.elementwise(table)
             if self.coverage == "leading":
                 block = coverages.corner_blocks(theta, n)
                 weights = (
@@ -440,7 +453,7 @@ class Superposition:
 
     def _evaluate(self, thetas: list[Array], table: Any) -> list[Array]:
         """The circuit's answers by the Fourier form, for `n` arrays of one shape."""
-        return fourier.evaluate(table, thetas, self.circuit.origin)
+        return fourier.evaluate(table, thetas, self.circuit.origin, self.support)
 
     def _perturbed_at_the_head(self, weights, shape, update, gradient, strength) -> Array:
         """`perturbed` by a leading block's weights, at its places in the leaf.
@@ -525,6 +538,19 @@ def superposition_weights(
     if not isinstance(superposition, Superposition):
         raise TypeError(f"superposition={superposition!r} must be a qsgd_jax.Superposition.")
     return superposition.weights(params, step_key(key_data(key), 0), coefficients)
+
+
+@functools.cache
+def _support(n_qubits: int, depth: int, uploads: int, readout: Readout) -> np.ndarray:
+    """Which coefficients the circuit has at angles of no special value."""
+    found = np.zeros(())
+    for seed in (1, 2):
+        circuit = Circuit(n_qubits, depth, uploads, seed=seed)
+        grid = circuit.origin + fourier.probe_grid(n_qubits, uploads)
+        simulator = devices.open_device("lightning.qubit", n_qubits)
+        values = devices.run(circuit, simulator, grid, readout, None)
+        found = found + np.abs(fourier.coefficients(values, n_qubits, uploads))
+    return found > 1e-12
 
 
 def _flatten_like(treedef: Any, name: str, tree: PyTree) -> list[Any]:

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int32, PyTree, UInt32
-from optax._src.base import NO_PARAMS_MSG  # optax exports its message nowhere else
+from jaxtyping import Array, Float, Int32, UInt32
 
 from qsgd_jax.perturbation import real_parts
 from qsgd_jax.refreshable import RefreshableCoefficients, initial_coefficients
 from qsgd_jax.sampling import key_data, step_key
 from qsgd_jax.superposition import Superposition
+from qsgd_jax.trees import check_gradients, check_state
 
 Weigh = Literal["gradient", "update", "moments"]
 ScalarOrSchedule = Float[Array, ""] | float | optax.Schedule
@@ -129,7 +129,7 @@ def scale_by_superposition(
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         del extra_args
-        _check_state(state, init, params)
+        check_state(state, init, params)
         strength, step = _strength_and_key(chosen, quantum_weight, state)
         held = state.coefficients
         scaled = chosen.perturb(updates, None, params, strength, step, held and held.table)
@@ -202,8 +202,8 @@ def superpose(
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        _check_state(state, init, params)
-        _check_gradients(updates, params)
+        check_state(state, init, params)
+        check_gradients(updates, params)
         strength, step = _strength_and_key(chosen, quantum_weight, state)
         steps, inner_state = wrapped.update(updates, state.inner_state, params, **extra_args)
         held = state.coefficients
@@ -316,8 +316,8 @@ def superpositional_adamw(
     )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        _check_state(state, chain.init, params)
-        _check_gradients(updates, params)  # Adam's moments would broadcast what does not fit
+        check_state(state, chain.init, params)
+        check_gradients(updates, params)  # Adam's moments would broadcast what does not fit
         return chain.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(chain.init, update)
@@ -376,49 +376,6 @@ def _strength_and_key(superposition, quantum_weight, state):
         raise ValueError(f"quantum_weight of shape {jnp.shape(strength)} must be a scalar.")
     key = None if superposition.shots is None else step_key(state.key, state.count)
     return jnp.real(strength), key
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...] | None]:
-    """The shape of every leaf by its path, `None` for a `None`."""
-    paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
-    return {
-        jax.tree_util.keystr(path): None if leaf is None else np.shape(leaf)
-        for path, leaf in paths_and_leaves
-    }
-
-
-def _check_gradients(gradients: PyTree, params: PyTree) -> None:
-    found, expected = _shapes(gradients), _shapes(params)
-    for path in expected | found:
-        if path not in found:
-            raise ValueError(f"gradients have nothing at {path!r}, where params have a leaf.")
-        if path not in expected:
-            raise ValueError(f"gradients have a leaf at {path!r}, where params have nothing.")
-        if found[path] is not None and found[path] != expected[path]:
-            raise ValueError(
-                f"gradient of shape {found[path]} at {path!r} does not match its parameter of "
-                f"shape {expected[path]}."
-            )
-
-
-def _check_state(state: PyTree, init: Callable[[PyTree], PyTree], params: PyTree) -> None:
-    """Refuse a state, perhaps restored, of another optimizer or of other parameters."""
-    if params is None:
-        raise ValueError(NO_PARAMS_MSG)
-    # A function made anew: Optimistix puts tracers into what `init` closes over, and
-    # `jax.eval_shape` would compare them with those of the last call.
-    expected = jax.eval_shape(lambda params: init(params), params)
-    found, wanted = _shapes(state), _shapes(expected)
-    for path in wanted | found:
-        if found.get(path) != wanted.get(path):
-            has, should = (
-                "nothing" if x is None else f"an array of shape {x}"
-                for x in (found.get(path), wanted.get(path))
-            )
-            raise ValueError(
-                f"state has {has} at {path!r}, where that of this optimizer and these params has "
-                f"{should}: was it made by another?"
-            )
 
 
 def _no_perturbation() -> PerturbationDiagnostics:

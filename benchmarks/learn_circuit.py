@@ -1,0 +1,180 @@
+"""Learn the angles of the circuit that gates AdamW's step, or a classical gate as a control.
+
+The tasks, the arms and the analysis were fixed before the first run: `benchmarks/workloads`,
+`benchmarks/meta/gates.py`, `docs/learned_circuit.md`. Of several seeds the one with the lowest
+score on the validation tasks counts, whose families are others than those trained on.
+
+A score is the mean of the log ratio of validation losses to those of AdamW at its best learning
+rate: half along the way, half at the end of the run. Less than 0 is better than AdamW; the
+learning rates met in training lie up to half a decade to both sides of AdamW's best.
+
+files: OUTPUT/GATE-SEED/ with history.jsonl (a line a generation), state.msgpack (to go on from),
+  numbers.json (what was learned, and where it comes from), learning.png; for circuits also
+  circuit.json, which `qsgd_jax.load_superposition` reads.
+
+Examples:
+  python -m benchmarks.learn_circuit --gate circuit-3 --generations 150
+  python -m benchmarks.learn_circuit --gate perceptron-2 --seed 1
+  python -m benchmarks.learn_circuit --gate circuit-3 --method hypergradients --population 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from tqdm import tqdm
+
+import qsgd_jax as qsgd
+from benchmarks import reporting
+from benchmarks.meta.gates import Gate, all_gates
+from benchmarks.meta.learning import METHODS, Record, validate
+from benchmarks.meta.objective import Objective
+from benchmarks.workloads import synthetic
+
+VALIDATION_SEEDS = 8
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    gate = all_gates()[args.gate]
+    workloads = [synthetic.task(name) for name in args.tasks]
+    settings = {
+        key: getattr(args, key) for key in ("gate", "method", "population", "seed", "tasks")
+    }
+    folder = args.output / f"{gate.name}-{args.seed}"
+    try:
+        record = Record(folder, settings)
+    except ValueError as error:
+        parser.error(str(error))
+    rates = args.output / "adamw_learning_rates.json"
+    learner = METHODS[args.method](gate, workloads, args.population, args.seed, rates)
+    done = record.resume(learner)
+    bar = tqdm(
+        range(done, args.generations), desc=folder.name, initial=done, total=args.generations
+    )
+    for number in bar:
+        line = learner.generation(number)
+        record.write(learner, number + 1, line)
+        bar.set_postfix({key: f"{value:.3f}" for key, value in line.items()}, refresh=False)
+
+    objective = Objective([synthetic.task(name) for name in args.validation], gate, rates)
+    scores = validate(objective, learner.numbers, seeds=args.validation_seeds)
+    content: dict[str, Any] = {
+        "benchmark": "learn_circuit",
+        "provenance": reporting.provenance(),
+        "settings": settings | {"generations": args.generations},
+        "numbers": [float(x) for x in learner.numbers],
+        "score": float(np.mean([line["score"] for line in record.history()[-10:]])),
+        "validation": scores,
+        "validation_score": float(np.mean(list(scores.values()))),
+        "history": record.history(),
+    }
+    reporting.write_json(folder / "numbers.json", content)
+    _plot(folder / "learning.png", content)
+    _save_circuit(folder / "circuit.json", gate, content)
+    reporting.print_table(
+        f"{folder.name}: log ratio to AdamW at its best learning rate (less is better)",
+        ["task", "score"],
+        [[name, f"{value:+.3f}"] for name, value in scores.items()]
+        + [["mean", f"{content['validation_score']:+.3f}"]],
+    )
+
+
+def _save_circuit(path: Path, gate: Gate, content: dict[str, Any]) -> None:
+    superposition = gate.build(np.asarray(content["numbers"]))
+    if type(superposition) is not qsgd.SignalSuperposition:
+        return
+    provenance = {key: content[key] for key in ("settings", "score", "validation_score")}
+    shown = ("date", "argv", "git", "versions")
+    provenance |= {key: content["provenance"][key] for key in shown}
+    qsgd.save_superposition(path, superposition, "adamw", 1, provenance)
+
+
+def _plot(path: Path, content: dict[str, Any]) -> None:
+    history = content["history"]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    generations = [line["generation"] for line in history]
+    for key, label in (("score", "mean of the candidates"), ("best", "best candidate")):
+        axes.plot(generations, [line[key] for line in history], lw=0.8, label=label)
+    axes.axhline(0, color="0.6", lw=0.8, ls="--")
+    axes.axhline(content["validation_score"], color="C3", lw=0.8, label="validation tasks, at last")
+    axes.set(xlabel="generation", ylabel="log ratio to tuned AdamW", title=path.parent.name)
+    axes.legend()
+    axes.grid(alpha=0.2)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.learn_circuit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    training = [workload.name for workload in synthetic.META_TRAINING]
+    validation = [workload.name for workload in synthetic.VALIDATION]
+    names = [*training, *validation]
+    add = parser.add_argument
+    add("--gate", choices=sorted(all_gates()), default="circuit-3", help="default: %(default)s")
+    add("--method", choices=sorted(METHODS), default="evolution", help="default: %(default)s")
+    add("--generations", type=_count, default=150, metavar="N", help="default: %(default)s")
+    add("--population", type=_count, default=16, metavar="N", help="default: %(default)s")
+    add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    add("--tasks", nargs="+", choices=names, default=training, metavar="TASK", help="to train on")
+    add(
+        "--validation",
+        nargs="+",
+        choices=names,
+        default=validation,
+        metavar="TASK",
+        help=f"to choose by; tasks: {', '.join(names)}",
+    )
+    add("--validation-seeds", type=_count, default=VALIDATION_SEEDS, metavar="N")
+    add(
+        "--output",
+        type=Path,
+        default=Path("results/learn_circuit"),
+        metavar="PATH",
+        help="default: %(default)s",
+    )
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
+    return value
+
+
+def read_numbers(file: Path) -> tuple[Gate, np.ndarray, dict[str, Any]]:
+    """Read what a run has learned: its gate, its numbers, and the whole record.
+
+    Args:
+        file: The `numbers.json` of a run.
+
+    Raises:
+        ValueError: If it is no such file, or its numbers do not fit its gate.
+    """
+    try:
+        content = json.loads(file.read_text())
+        gate = all_gates()[content["settings"]["gate"]]
+        numbers = np.asarray(content["numbers"], np.float64)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: not a numbers.json of learn_circuit ({error!r}).") from None
+    if numbers.shape != (gate.size,):
+        raise ValueError(
+            f"{file}: {numbers.size} numbers, where {gate.name} has {gate.size} of them."
+        )
+    return gate, numbers, content
+
+
+if __name__ == "__main__":
+    main()

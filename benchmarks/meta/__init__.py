@@ -1,0 +1,1 @@
+"""Learning the numbers of a gate that makes AdamW's step better: meta-training."""

@@ -1,0 +1,1 @@
+"""Tasks to train on, all behind one interface: synthetic families and real data."""
