@@ -6,7 +6,8 @@ score on the validation tasks counts, whose families are others than those train
 
 A score is the mean of the log ratio of validation losses to those of AdamW at its best learning
 rate: half along the way, half at the end of the run. Less than 0 is better than AdamW; the
-learning rates met in training lie up to half a decade to both sides of AdamW's best.
+learning rates met in training lie up to 0.3 decades to both sides of AdamW's best. What is
+minimised is the mean rank among a generation's candidates.
 
 files: OUTPUT/GATE-SEED/ with history.jsonl (a line a generation), state.msgpack (to go on from),
   numbers.json (what was learned, and where it comes from), learning.png; for circuits also

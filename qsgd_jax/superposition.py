@@ -220,7 +220,7 @@ class Superposition:
         if self.compiler is None:
             values = devices.run(self.circuit, self._device, grid, self.readout, self.measurements)
         else:
-            values = self._compiled_probe(grid)
+            values = self._compiled_probe(np.asarray(grid))
         if isinstance(values, np.ndarray) and not np.isfinite(values).all():
             raise ValueError(f"device={self._device.name!r} answered with values not finite.")
         return fourier.coefficients(values, n, degree)

@@ -86,7 +86,8 @@ def test_thirty_steps_equal_the_equation_in_numpy(float64):
             alpha = rate * (1 - (t - 1) / 60)
             theta[name] = theta[name] - alpha * (step + decay * theta[name])
     for name, leaf in theta.items():
-        np.testing.assert_allclose(found[name], leaf, rtol=0, atol=1e-12)
+        # optax takes the bias correction in float32.
+        np.testing.assert_allclose(found[name], leaf, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("names", [("agreement", "update"), ("gradient", "parameter", "update")])
@@ -111,17 +112,32 @@ def test_signals_of_any_size_have_readouts():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("traced", [False, True])
-def test_without_weights_it_is_adamw_bit_for_bit(dtype, traced):
-    params = _params(dtype)
-    expected, _ = _train(optax.adamw(0.02, weight_decay=0.01), params, 20)
+@pytest.mark.parametrize("kind", ["static", "traced"])
+def test_without_weights_it_is_adamw_bit_for_bit(dtype, kind):
+    params = {"wide": jax.random.normal(jax.random.key(0), (64, 96)).astype(dtype)}
+    params |= _params(dtype)
+    settings = {"weight_decay": 0.02, "b1": 0.85, "eps": 1e-6}
+    # A gradient that is itself elementwise may be fused into the moments' loops, with multiply-adds
+    # that depend on who else reads it; here it comes from elsewhere.
+    gradient = jax.jit(jax.grad(_loss))
 
-    def run(weights):
-        gates = qsgd.SignalSuperposition(CIRCUIT, weights)
-        optimizer = qsgd.learned_superpositional_adamw(0.02, weight_decay=0.01, superposition=gates)
-        return _train(optimizer, params, 20)[0]
+    def gated(weights):
+        gates = qsgd.SignalSuperposition(CIRCUIT, weights, device="default.qubit")
+        return qsgd.learned_superpositional_adamw(0.02, superposition=gates, **settings)
 
-    found = jax.jit(run)(jnp.zeros(2)) if traced else run((0.0, 0.0))
+    def train(make):
+        @jax.jit
+        def step(weights, gradients, params, state):
+            updates, state = make(weights).update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        trained, state = params, make((0.0, 0.0)).init(params)
+        for _ in range(15):
+            trained, state = step(jnp.zeros(2), gradient(trained), trained, state)
+        return trained
+
+    found = train(gated if kind == "traced" else lambda _: gated((0.0, 0.0)))
+    expected = train(lambda _: optax.adamw(0.02, **settings))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -150,10 +166,8 @@ def test_transformations_without_second_moments_are_refused(inner):
         transformation.init(_params())
 
 
-def test_masked_integer_complex_and_missing_leaves():
-    optimizer = qsgd.learned_superpositional_adamw(
-        0.1, superposition=GATES, mask=lambda tree: jax.tree.map(jnp.ndim, tree)
-    )
+def test_masked_complex_and_missing_leaves():
+    optimizer = qsgd.superpose_signals(optax.scale_by_adam(), GATES)
     params = {
         "complex": jnp.array([1 + 2j, 0.5j]),
         "real": jnp.array([1.0, 2.0]),
@@ -175,7 +189,7 @@ def test_masked_integer_complex_and_missing_leaves():
     for part, theta in ((g.real, params["complex"].real), (g.imag, params["complex"].imag)):
         z1, z2 = _readouts(GATES, part, part, np.asarray(theta))
         parts.append(factor * (part * (1 + first * z1) + second * z2 * np.tanh(part)))
-    expected = -0.1 * (parts[0] + 1j * parts[1] + 1e-4 * params["complex"])
+    expected = parts[0] + 1j * parts[1]
     np.testing.assert_allclose(updates["complex"], expected, rtol=0, atol=1e-6)
 
 
@@ -240,7 +254,7 @@ def test_hyperparameters_are_injected_and_seeds_mapped():
     plain = qsgd.learned_superpositional_adamw(0.02, superposition=GATES)
     found, _ = _train(optimizer, params, 5)
     expected, _ = _train(plain, params, 5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=5e-6), found, expected)
     two = jax.tree.map(lambda x: jnp.stack([x, x + 0.1]), params)
     both = jax.vmap(lambda p: _train(plain, p, 5)[0])(two)
     jax.tree.map(

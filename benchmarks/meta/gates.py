@@ -6,6 +6,7 @@ Each is a vector of numbers: those of the gate itself, then λ₁, λ₂ and log
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +45,8 @@ class Gate:
 
 class ClassicalGate(qsgd.SignalSuperposition):
     """A control: the same step, gated by something that is no circuit."""
+
+    _answer: Callable[[Sequence[Array]], tuple[Array, Array]]
 
     def __init__(self, answer: Answer, numbers: Any, signals: tuple[str, ...] = SIGNALS):
         super().__init__(
@@ -140,13 +143,8 @@ def multilinear() -> Gate:
 
     def answer(numbers: Numbers, signals: Sequence[Array]) -> tuple[Array, Array]:
         table = numbers[:size].reshape(2, -1)
-        z1, z2 = (
-            sum(
-                math.prod([signals[j] for j in subset], start=weight)
-                for weight, subset in zip(row, subsets, strict=True)
-            )
-            for row in table
-        )
+        terms = [math.prod((signals[j] for j in subset), start=1.0) for subset in subsets]
+        z1, z2 = (sum(map(operator.mul, row, terms), jnp.zeros(())) for row in table)
         return z1, z2
 
     build = partial(ClassicalGate, answer)

@@ -50,7 +50,7 @@ class Episode:
 
 
 def draw_episodes(
-    rng: np.random.Generator, n_tasks: int, *, spread: float = 0.5, most: int = HORIZONS[-1]
+    rng: np.random.Generator, n_tasks: int, *, spread: float = 0.3, most: int = HORIZONS[-1]
 ) -> list[Episode]:
     """Draw one episode of each task: short horizons more often, so that each costs as much.
 

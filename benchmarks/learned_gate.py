@@ -1,0 +1,174 @@
+"""Look at a learned circuit: its gates as a picture, and what is left of them on noisy devices.
+
+The picture shows the gated step κ (u (1 + λ₁ z₁) + λ₂ z₂ tanh ĝ) over Adam's step u and the
+normalised gradient ĝ, for a parameter of −1, 0 and 1 times its tensor's root mean square, and along
+lines of equal agreement u ĝ. With --noise each way to probe the circuit is scored on the validation
+tasks of `benchmarks/learn_circuit.py`: the log ratio of losses to those of AdamW at its best
+learning rate.
+
+files: OUTPUT/learned_gate.png, OUTPUT/learned_gate.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+import qsgd_jax as qsgd
+from benchmarks import reporting
+from benchmarks.devices import open_device
+from benchmarks.meta.gates import Gate
+from benchmarks.meta.learning import validate
+from benchmarks.meta.objective import Objective
+from benchmarks.workloads import synthetic
+
+AGREEMENTS = (-0.5, 0.0, 0.25, 1.0)
+
+
+def gated(superposition: qsgd.SignalSuperposition, u: Any, g: Any, theta: Any) -> np.ndarray:
+    """The gated step of coordinates with these signals."""
+    u, g, theta = np.broadcast_arrays(*map(np.float32, (u, g, theta)))
+    z1, z2 = map(np.asarray, superposition.readouts(u, g, theta))
+    first, second = superposition.quantum_weights
+    step = u * (1 + first * z1) + second * z2 * np.tanh(g)
+    return superposition.learning_rate_factor * step
+
+
+def plot(path: Path, superposition: qsgd.SignalSuperposition) -> None:
+    """Draw the picture."""
+    figure, axes = plt.subplots(2, 3, figsize=(11, 7), layout="constrained")
+    u, g = np.meshgrid(np.linspace(-1.5, 1.5, 121), np.linspace(-3, 3, 121))
+    drawn: Any = None
+    for panel, theta in zip(axes[0], (-1.0, 0.0, 1.0), strict=True):
+        step = gated(superposition, u, g, theta)
+        drawn = panel.contourf(u, g, step, np.linspace(-4, 4, 33), cmap="RdBu_r", extend="both")
+        panel.contour(u, g, step, [0], colors="k", linewidths=1)
+        panel.set(title=f"gated step, θ = {theta:g} rms", xlabel="Adam's step u", ylabel="ĝ")
+    figure.colorbar(drawn, ax=axes[0], label="step (AdamW's: u)")
+    line = np.linspace(-1.5, 1.5, 241)
+    line = line[np.abs(line) > 0.02]
+    for panel, theta in zip(axes[1], (-1.0, 0.0, 1.0), strict=True):
+        panel.plot(line, line, color="0.6", ls="--", label="AdamW")
+        for agreement in AGREEMENTS:
+            step = gated(superposition, line, agreement / line, theta)
+            panel.plot(line, step, label=f"u ĝ = {agreement:g}")
+        panel.set(xlabel="Adam's step u", ylabel="gated step", ylim=(-4, 4))
+        panel.grid(alpha=0.2)
+        panel.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def sensitivities(superposition: qsgd.SignalSuperposition, draws: int = 20_000) -> dict[str, float]:
+    """How far the gates' part of the step moves when one signal is drawn anew, in root mean square.
+
+    Signals are drawn as they are met late in training: u from N(0, ½²), ĝ and θ from N(0, 1). The
+    circuit reads the agreement as u ĝ of its own draw, so that each wire is moved alone.
+    """
+    rng = np.random.default_rng(0)
+    values = {
+        "update": rng.normal(0, 0.5, (2, draws)),
+        "gradient": rng.normal(size=(2, draws)),
+        "parameter": rng.normal(size=(2, draws)),
+    }
+    values["agreement"] = values["update"] * values["gradient"]
+    first, second = superposition.quantum_weights
+    u, slope = values["update"][0], np.tanh(values["gradient"][0])
+
+    def gates(moved: str | None) -> np.ndarray:
+        wires = [jnp.float32(values[name][int(name == moved)]) for name in superposition.signals]
+        z1, z2 = map(np.asarray, superposition.answers(wires))
+        return superposition.learning_rate_factor * (u * first * z1 + second * z2 * slope)
+
+    return {
+        name: float(np.sqrt(np.mean((gates(name) - gates(None)) ** 2)))
+        for name in superposition.signals
+    }
+
+
+def noise_study(
+    superposition: qsgd.SignalSuperposition,
+    probes: dict[str, dict[str, Any]],
+    folder: Path,
+    seeds: int,
+) -> dict[str, dict[str, float]]:
+    """The score on each validation task for each way to probe the circuit."""
+    found = {}
+    for label, options in probes.items():
+        probed = dataclasses.replace(superposition, **options)
+        _ = probed.coefficients  # outside any trace
+        gate = Gate(label, 1, lambda numbers, probed=probed: probed, lambda seed: np.zeros(1))
+        asked = Objective(synthetic.VALIDATION, gate, folder / "adamw_learning_rates.json")
+        found[label] = validate(asked, np.zeros(1, np.float32), seeds=seeds)
+    return found
+
+
+def _probes(devices: Sequence[str], shots: Sequence[int], n_qubits: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"lightning.qubit, exact": {"device": "lightning.qubit"}}
+    for count in shots:
+        options = {"device": "lightning.qubit", "probe_shots": count}
+        found[f"lightning.qubit, {count:,} shots"] = options
+    for name in devices:
+        options = {
+            "device": open_device(name, n_qubits),
+            "probe_shots": shots[0] if shots else 1000,
+        }
+        found[f"{name}, {options['probe_shots']:,} shots"] = options
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.learned_gate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--circuit", type=Path, metavar="FILE", help="a circuit.json (default: the shipped one)")
+    add("--noise", action="store_true", help="score it as probed with shots and on --devices")
+    add("--shots", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000], metavar="N")
+    add("--devices", nargs="+", default=[], metavar="NAME", help="devices that measure")
+    add("--seeds", type=int, default=8, metavar="N", help="episodes of each task")
+    add("--output", type=Path, default=Path("results/learned_gate"), metavar="PATH")
+    args = parser.parse_args(argv)
+    shipped = args.circuit is None
+    superposition = qsgd.load_superposition() if shipped else qsgd.load_superposition(args.circuit)
+    plot(args.output / "learned_gate.png", superposition)
+    report: dict[str, Any] = {
+        "benchmark": "learned_gate",
+        "provenance": reporting.provenance(),
+        "quantum_weights": [float(x) for x in superposition.quantum_weights],
+        "learning_rate_factor": float(superposition.learning_rate_factor),
+        "sensitivities": sensitivities(superposition),
+    }
+    reporting.print_table(
+        "How far the gates move the step when one wire's signal is drawn anew",
+        ["signal", "root mean square"],
+        [[name, f"{value:.3f}"] for name, value in report["sensitivities"].items()],
+    )
+    if args.noise:
+        probes = _probes(args.devices, args.shots, superposition.circuit.n_qubits)
+        report["noise"] = noise_study(superposition, probes, args.output, args.seeds)
+        names = [workload.name for workload in synthetic.VALIDATION]
+        reporting.print_table(
+            "Log ratio of losses to AdamW's at its best learning rate (less is better)",
+            ["probe", *names, "mean"],
+            [
+                [label, *(f"{x:+.3f}" for x in (*row.values(), np.mean(list(row.values()))))]
+                for label, row in report["noise"].items()
+            ],
+        )
+    reporting.write_json(args.output / "learned_gate.json", report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Meta-training: gates, the score against NumPy, resuming, and that something is learned."""
+
+# optax types every tree as a union of all that a tree may be, which no index satisfies:
+# pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import qsgd_jax as qsgd
+from benchmarks import learn_circuit
+from benchmarks.meta import gates, learning, objective
+from benchmarks.workloads.base import Curves, Workload, learning_rates, training_run
+
+
+def _valley():
+    """A narrow quadratic valley whose floor is 0.01, and noisy gradients."""
+    scales = jnp.array([1.0, 30.0])
+
+    def loss(params, data, key):
+        noise = jax.random.normal(key, (2,))
+        return jnp.sum(scales * (params["x"] - data) ** 2 + 0.1 * noise * params["x"]) + 0.01
+
+    def validation_loss(params, data):
+        return jnp.sum(scales * (params["x"] - data) ** 2) + 0.01
+
+    return Workload(
+        "valley",
+        "mlp",
+        lambda key: {"x": jnp.zeros(2)},
+        lambda key: 1 + 0.1 * jax.random.normal(key, (2,)),
+        loss,
+        validation_loss,
+    )
+
+
+@pytest.fixture
+def valley(monkeypatch):
+    task = _valley()
+    monkeypatch.setattr("benchmarks.workloads.synthetic.task", lambda name: task)
+    # Fewer lengths and learning rates to tune AdamW for.
+    monkeypatch.setattr(objective, "HORIZONS", (48,))
+    return task
+
+
+@pytest.mark.parametrize("name", sorted(gates.all_gates()))
+def test_each_gate_answers_for_concrete_and_mapped_numbers(name):
+    gate = gates.all_gates()[name]
+    numbers = np.stack([gate.start(seed) for seed in (0, 1)])
+    assert numbers.shape == (2, gate.size)
+    signals = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32)
+    mapped = jax.jit(jax.vmap(lambda x: gate.build(x).readouts(*signals)))(numbers)
+    for i, row in enumerate(numbers):
+        for z, expected in zip(gate.build(row).readouts(*signals), mapped, strict=True):
+            np.testing.assert_allclose(z, expected[i], atol=2e-6)
+    for z in mapped:
+        assert np.ptp(z[0]) > 1e-3
+
+
+def test_without_entanglement_each_readout_sees_one_signal():
+    gate = gates.unentangled()
+    numbers = gate.start(3)
+    u, g, theta = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    z1, z2 = gate.build(numbers).readouts(u, g, theta)
+    again1, again2 = gate.build(numbers).readouts(u, g / 2, theta + 1)
+    np.testing.assert_array_equal(z2, again2)
+    assert np.abs(z1 - again1).min() > 1e-4
+    # By the circuit of one qubit, run at the signal.
+    weights = numbers[: 3 * 4].reshape(2, 3, 1, 2)
+    for z, signal, angles in zip((z1, z2), (u * g, u), weights, strict=True):
+        run = qsgd.Circuit(1, 3, weights=angles).qnode("default.qubit")
+        expected = run(np.arctan(signal)[:, None] / np.pi)
+        np.testing.assert_allclose(z, np.ravel(expected), atol=2e-6)
+
+
+def test_the_score_is_half_the_way_and_half_the_end():
+    loss = np.array([9.0, 4.0, 2.0, 1.0])
+    curves = Curves(jnp.zeros(3), jnp.asarray(loss))
+    expected = 0.5 * np.mean(np.log(loss[1:])) + 0.5 * np.log(loss[-1])
+    np.testing.assert_allclose(objective.score(curves), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_learning_rates_rise_and_fall_as_in_numpy(cosine):
+    schedule = learning_rates(0.3, 100, warmup=0.1, cosine=cosine)
+    t = np.arange(100)
+    after = 0.5 * (1 + np.cos(np.pi * (t / 100 - 0.1) / 0.9)) if cosine else np.ones(100)
+    expected = 0.3 * np.where(t < 10, (t + 1) / 10, after)
+    np.testing.assert_allclose([schedule(i) for i in t], expected, rtol=1e-5, atol=1e-8)
+
+
+def test_a_run_of_traced_length_is_that_of_a_known_one():
+    import optax
+
+    task, key = _valley(), jax.random.key(0)
+    data = task.data(key)
+
+    def run(steps):
+        return training_run(task, optax.adamw(0.1), data, key, steps=steps, points=4)
+
+    known, traced = run(40), jax.jit(run)(jnp.int32(40))
+    np.testing.assert_allclose(known.validation_loss, traced.validation_loss, rtol=1e-4)
+    assert known.validation_loss[-1] < known.validation_loss[0] / 5
+
+
+def test_a_candidate_without_weights_scores_as_adamw_does(valley, tmp_path):
+    gate = gates.circuit(1)
+    asked = objective.Objective([valley], gate, tmp_path / "rates.json")
+    numbers = np.stack([np.concatenate([gate.start(0)[:-3], [0, 0, 0]]), gate.start(0)])
+    same, other = asked(numbers, objective.Episode(0, 48, False, 1.0, 5))
+    assert abs(same) < 1e-4 < abs(other)
+    assert list(json.loads((tmp_path / "rates.json").read_text())) == ["valley, 48 steps"]
+    worse = asked(numbers, objective.Episode(0, 48, False, 1e9, 5))
+    np.testing.assert_array_equal(worse, [3.0, 3.0])  # they diverge
+
+
+@pytest.mark.parametrize("method", ["evolution", "hypergradients"])
+def test_a_killed_run_goes_on_to_the_same_numbers(valley, method, tmp_path, capsys):
+    def learn(folder, generations):
+        learn_circuit.main(
+            f"--gate circuit-1 --method {method} --population 6 --generations {generations} "
+            "--tasks digits-mlp --validation digits-mlp --validation-seeds 1 "
+            f"--output {folder}".split()
+        )
+        return json.loads((folder / "circuit-1-0" / "numbers.json").read_text())
+
+    whole = learn(tmp_path / "whole", 4)
+    learn(tmp_path / "halves", 2)
+    history = tmp_path / "halves" / "circuit-1-0" / "history.jsonl"
+    history.write_text(history.read_text() + '{"generat')  # killed while it wrote a line
+    halves = learn(tmp_path / "halves", 4)
+    assert halves["numbers"] == whole["numbers"]
+    assert [line["generation"] for line in halves["history"]] == [1, 2, 3, 4]
+    shipped = qsgd.load_superposition(tmp_path / "whole" / "circuit-1-0" / "circuit.json")
+    gate, numbers, _ = learn_circuit.read_numbers(
+        tmp_path / "whole" / "circuit-1-0" / "numbers.json"
+    )
+    np.testing.assert_allclose(
+        shipped.coefficients, gate.build(numbers).coefficients, rtol=0, atol=1e-6
+    )
+    with pytest.raises(SystemExit):
+        learn_circuit.main(f"--gate circuit-1 --population 7 --output {tmp_path / 'whole'}".split())
+    assert "holds a run of other settings" in capsys.readouterr().err
+
+
+def test_evolution_finds_a_better_step_than_adamws(valley, tmp_path):
+    learner = learning.Evolution(gates.circuit(1), [valley], 12, 0, tmp_path / "rates.json")
+    first = np.mean([learner.generation(i)["score"] for i in range(3)])
+    for i in range(3, 27):
+        learner.generation(i)
+    last = np.mean([learner.generation(i)["score"] for i in range(27, 30)])
+    assert last < first - 0.1
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"settings": {"gate": "circuit-1"}, "numbers": [1]}', "["]
+)
+def test_files_that_hold_no_numbers_are_refused(tmp_path, content):
+    file = tmp_path / "numbers.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"numbers\.json: "):
+        learn_circuit.read_numbers(file)
