@@ -1,4 +1,4 @@
-"""Compare the learned circuit with AdamW, its rivals and controls on tasks it was not learned on.
+r"""Compare the learned circuit with AdamW, rivals and controls on tasks it was not learned on.
 
 Every optimizer has the same tuning budget on every task: the same points of the unit cube become
 learning rate, weight decay and warm-up, then cosine decay (but for schedule-free AdamW). A range
@@ -11,9 +11,9 @@ files: OUTPUT/results.jsonl, a line a run, appended as soon as it is done. What 
 
 Examples:
   python -m benchmarks.learned_circuit --data ../shared/data --dry-run
-  python -m benchmarks.learned_circuit --data ../shared/data --workloads stories \\
+  python -m benchmarks.learned_circuit --data ../shared/data --workloads stories \
       --contenders adamw circuit --trials 4 --seeds 5
-  python -m benchmarks.learned_circuit --data ../shared/data \\
+  python -m benchmarks.learned_circuit --data ../shared/data \
       --gate perceptron=results/learn_circuit/perceptron-2-0/numbers.json
   python -m benchmarks.learned_circuit --report docs/learned_circuit.md --results results.jsonl.gz
 """

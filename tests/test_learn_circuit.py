@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import qsgd_jax as qsgd
-from benchmarks import learn_circuit
+from benchmarks import learn_circuit, learned_cost, learned_gate
 from benchmarks.meta import gates, learning, objective
 from benchmarks.workloads.base import Curves, Workload, learning_rates, training_run
 
@@ -163,3 +163,44 @@ def test_files_that_hold_no_numbers_are_refused(tmp_path, content):
     file.write_text(content)
     with pytest.raises(ValueError, match=r"numbers\.json: "):
         learn_circuit.read_numbers(file)
+
+
+def test_the_picture_shows_the_step_that_is_taken():
+    gates_of = qsgd.SignalSuperposition(qsgd.Circuit(4, 2, seed=1), (0.5, 0.3), 1.1)
+    u, g, theta = np.random.default_rng(0).normal(size=(3, 30)).astype(np.float32)
+    theta /= np.sqrt(np.mean(theta**2))  # so that the step's own division changes nothing
+    step = gates_of.gated(jnp.asarray(u), jnp.asarray(g), jnp.asarray(theta))
+    np.testing.assert_allclose(learned_gate.gated(gates_of, u, g, theta), step, atol=1e-6)
+
+
+def test_a_wire_that_nothing_reads_moves_nothing(tmp_path):
+    # At depth 0 the two readouts see the last two signals, and λ₂ = 0 silences one of them.
+    gates_of = qsgd.SignalSuperposition(qsgd.Circuit(4), (0.5, 0.0))
+    found = learned_gate.sensitivities(gates_of)
+    assert found["agreement"] > 0.05
+    assert found["update"] == found["gradient"] == found["parameter"] == 0
+
+
+@pytest.mark.slow
+def test_a_probe_by_many_shots_scores_as_the_exact_one(monkeypatch, tmp_path):
+    task = _valley()
+    monkeypatch.setattr("benchmarks.workloads.synthetic.VALIDATION", (task,))
+    monkeypatch.setattr(objective, "HORIZONS", (48,))
+    learned_gate.main(
+        f"--noise --shots 100 1000000 --seeds 2 --output {tmp_path} --devices default.qubit".split()
+    )
+    content = json.loads((tmp_path / "learned_gate.json").read_text())
+    exact, few, many, other = (row["valley"] for row in content["noise"].values())
+    assert abs(many - exact) < abs(few - exact) and other != exact
+    assert (tmp_path / "learned_gate.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_cost_is_told_of_the_optimizer_and_of_a_training_step(tmp_path):
+    learned_cost.main(f"--millions 0.02 --rounds 6 --output {tmp_path}".split())
+    content = json.loads((tmp_path / "learned_cost.json").read_text())
+    for part in ("optimizer", "training_step"):
+        rows = content[part]
+        assert list(rows) == list(learned_cost.optimizers())
+        assert rows["adamw"]["ratio"] == 1
+        assert all(row["milliseconds"] > 0 and row["rounds"] == 6 for row in rows.values())

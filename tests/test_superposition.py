@@ -741,3 +741,22 @@ def test_weights_on_a_mesh_of_explicit_axes(coverage, shots, execution):
         perturb = jax.jit(lambda p, g: superposition.perturb(jnp.zeros_like(p), g, p, 1.0, key))
         perturbation = perturb(jax.device_put(plain, sharding), gradients)
         np.testing.assert_allclose(perturbation, 2 * expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "depth", "uploads"), [(2, 1, 1), (4, 2, 1), (3, 2, 2), (4, 3, 1)])
+def test_what_is_left_out_of_traced_circuits_is_zero_at_any_angles(n, depth, uploads):
+    angles = np.random.default_rng(7).uniform(-3, 3, (3, depth, n, 2))
+    concrete = [qsgd.Circuit(n, depth, uploads, weights) for weights in angles]
+    tables = np.abs([qsgd.Superposition(circuit).coefficients for circuit in concrete])
+
+    def support(weights):
+        traced = qsgd.Circuit(n, depth, uploads, weights)
+        found.append(qsgd.Superposition(traced, device="default.qubit").support)
+        return weights
+
+    found = []
+    jax.jit(support)(angles[0])
+    assert tables[:, ~found[0]].max(initial=0) < 1e-12
+    assert (tables.max(0)[found[0]] > 1e-6).all()
+    noisy = qsgd.Superposition(qsgd.Circuit(n, depth), device="default.mixed")
+    assert noisy.support is None

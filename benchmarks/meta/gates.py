@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +18,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 import qsgd_jax as qsgd
-from qsgd_jax.signals import Signal
 
-SIGNALS: tuple[str, ...] = get_args(Signal)
+SIGNALS = qsgd.SignalSuperposition.signals
 Numbers = Float[Array, " size"]
 Answer = Callable[[Numbers, Sequence[Array]], tuple[Array, Array]]
 
@@ -91,7 +90,7 @@ def circuit(depth: int = 3, signals: tuple[str, ...] = SIGNALS) -> Gate:
 def unentangled(depth: int = 3) -> Gate:
     """Without entanglement: each readout sees one signal, z₁ the agreement and z₂ the update.
 
-    A qubit by itself answers `a + b cos πs + c sin πs` with a, b, c from its angles.
+    A qubit by itself answers `c + a cos π(s − s₀) + b sin π(s − s₀)`, all but s from its angles.
     """
     angles = depth * 2 * 2
 
@@ -99,11 +98,12 @@ def unentangled(depth: int = 3) -> Gate:
         layers = numbers[:angles].reshape(2, depth, 1, 2)
         answers = []
         for sine, weights in zip(reversed(signals), layers, strict=True):
-            one = qsgd.Superposition(
-                qsgd.Circuit(1, depth, weights=weights), device="default.qubit"
-            )
-            constant, cosine, slope = one.coefficients[0]
-            answers.append(constant + cosine * jnp.sqrt(1 - sine * sine) + slope * sine)
+            one = qsgd.Circuit(1, depth, weights=weights)
+            constant, a, b = qsgd.Superposition(one, device="default.qubit").coefficients[0]
+            origin, cosine = jnp.pi * one.origin[0], jnp.sqrt(1 - sine * sine)
+            turned = cosine * jnp.cos(origin) + sine * jnp.sin(origin)
+            slope = sine * jnp.cos(origin) - cosine * jnp.sin(origin)
+            answers.append(constant + a * turned + b * slope)
         return answers[0], answers[1]
 
     build = partial(ClassicalGate, answer, signals=("update", "agreement"))

@@ -259,12 +259,15 @@ def sample(
 ) -> Int[Array, "*shape"]:
     """Draw outcomes by the tables' rows of probabilities; the rows' indices broadcast to the shape.
 
-    By the inverse of the cumulative sum: one random number each, not one per outcome.
+    By the inverse of the cumulative sum, found in all rows by one search: adding its index to each
+    row makes of them one increasing sequence.
     """
-    uniform = jax.random.uniform(key, shape)
-    # Without the last sum, which may round below 1. Outcomes lead, for a sum over vectors.
-    cumulative = jnp.cumsum(tables, axis=-1)[:, :-1].T
-    return jnp.sum(uniform > cumulative[:, rows], axis=0)
+    count, outcomes = tables.shape
+    increasing = (jnp.cumsum(tables, axis=-1) + jnp.arange(count)[:, None]).reshape(-1)
+    uniform = jax.random.uniform(key, shape) + rows
+    found = jnp.searchsorted(increasing, uniform, side="right") - rows * outcomes
+    # Rounding may lead over the row's ends.
+    return jnp.clip(found, 0, outcomes - 1)
 
 
 def noisy_labels(
@@ -369,7 +372,7 @@ def zipf_bags(
 ) -> tuple[Array, Array]:
     """Return each token's share of sequences whose class tilts Zipf's law, and the classes."""
     tilt_key, label_key, token_key = jax.random.split(key, 3)
-    tilts = 0.9 * jax.random.normal(tilt_key, (classes, vocabulary))
+    tilts = jax.random.normal(tilt_key, (classes, vocabulary))
     distributions = jax.nn.softmax(tilts - np.log(np.arange(1, vocabulary + 1)))
     labels = jax.random.randint(label_key, (count,), 0, classes)
     tokens = sample(token_key, distributions, labels[:, None], (count, length))

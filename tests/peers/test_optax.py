@@ -79,6 +79,9 @@ VARIANTS = {
         )
         | RESTLESS,
     ),
+    "learned": Variant(
+        qsgd.learned_superpositional_adamw, lambda: qsgd.superpose_signals(optax.scale_by_adam())
+    ),
     "adamw": Variant(optax.adamw, optax.scale_by_adam),
 }
 

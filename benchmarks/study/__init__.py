@@ -1,0 +1,1 @@
+"""A held-out comparison of optimizers: contenders, runs, statistics, report."""
