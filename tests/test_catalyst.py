@@ -26,7 +26,7 @@ CIRCUITS = [(1, 0, 1), (2, 1, 2), (3, 2, 1), (4, 2, 1)]
 
 
 def _grid(circuit):
-    return circuit.origin + fourier.probe_grid(circuit.n_qubits, circuit.uploads)
+    return np.asarray(circuit.origin) + fourier.probe_grid(circuit.n_qubits, circuit.uploads)
 
 
 @needs_catalyst
