@@ -26,6 +26,7 @@ test-catalyst: .catalyst/installed ## Compile by Catalyst; test on the lowest ve
 	  tests/test_devices.py tests/test_superposition.py tests/test_transforms.py tests/test_flax.py \
 	  tests/test_mesh.py tests/test_probe.py tests/test_refreshable.py tests/test_remote.py \
 	  tests/test_harmonics.py tests/test_attention.py tests/test_quantum_transformer.py \
+	  tests/test_learned.py \
 	  -m "not peers" -rs --numprocesses 2 --dist worksteal
 
 llm-parity: .venv/llm .transformers/installed ## Compare the Llama with transformers on PyTorch.

@@ -34,6 +34,7 @@ PACKAGES = (
     "pennylane",
     "pennylane-lightning",
     "numpy",
+    "evosax",
     "orbax-checkpoint",
 )
 
