@@ -38,6 +38,7 @@ from benchmarks.meta.objective import Objective
 from benchmarks.workloads import synthetic
 
 VALIDATION_SEEDS = 8
+SMOOTHING = 25  # generations: what is drawn anew in each makes their scores hard to compare
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -101,13 +102,17 @@ def _save_circuit(path: Path, gate: Gate, content: dict[str, Any]) -> None:
 def _plot(path: Path, content: dict[str, Any]) -> None:
     history = content["history"]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    generations = [line["generation"] for line in history]
-    for key, label in (("score", "mean of the candidates"), ("best", "best candidate")):
-        axes.plot(generations, [line[key] for line in history], lw=0.8, label=label)
+    generations = np.array([line["generation"] for line in history])
+    window = min(SMOOTHING, len(history))
+    for key, label in (("score", "mean of the candidates"), ("best", "candidate of best rank")):
+        values = np.array([line[key] for line in history])
+        (drawn,) = axes.plot(generations, values, lw=0.5, alpha=0.3)
+        mean = np.convolve(values, np.ones(window) / window, "valid")
+        axes.plot(generations[window - 1 :], mean, color=drawn.get_color(), label=label)
     axes.axhline(0, color="0.6", lw=0.8, ls="--")
     axes.axhline(content["validation_score"], color="C3", lw=0.8, label="validation tasks, at last")
     axes.set(xlabel="generation", ylabel="log ratio to tuned AdamW", title=path.parent.name)
-    axes.legend()
+    axes.legend(title=f"mean over {window} generations")
     axes.grid(alpha=0.2)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -117,6 +117,7 @@ def test_a_candidate_without_weights_scores_as_adamw_does(valley, tmp_path):
     np.testing.assert_array_equal(worse, [3.0, 3.0])  # they diverge
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["evolution", "hypergradients"])
 def test_a_killed_run_goes_on_to_the_same_numbers(valley, method, tmp_path, capsys):
     def learn(folder, generations):
@@ -146,6 +147,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(valley, method, tmp_path, caps
     assert "holds a run of other settings" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evolution_finds_a_better_step_than_adamws(valley, tmp_path):
     learner = learning.Evolution(gates.circuit(1), [valley], 12, 0, tmp_path / "rates.json")
     first = np.mean([learner.generation(i)["score"] for i in range(3)])

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.workloads import synthetic
 from benchmarks.workloads.synthetic import META_TRAINING, VALIDATION, task
 
+pytestmark = pytest.mark.slow
 ALL = META_TRAINING + VALIDATION
 # Most of the time is LLVM's, on random numbers.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
