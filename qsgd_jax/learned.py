@@ -83,9 +83,10 @@ def superpose_signals(
 
         def gated(theta: Any, u: Any, g: Any, v: Any) -> Any:
             thetas, us = real_parts(theta), real_parts(u)
-            if g is None or not thetas or not us:
+            if not thetas or not us:
                 return u
-            inverse = 1 / (jnp.sqrt(v * correction.astype(v.dtype) + eps_root) + eps)
+            moment = jnp.real(v)  # which optax keeps as a complex number for complex parameters
+            inverse = 1 / (jnp.sqrt(moment * correction.astype(moment.dtype) + eps_root) + eps)
             parts = [
                 chosen.gated(part * one.astype(part.dtype), slope * inverse, part_of_theta)
                 for part, slope, part_of_theta in zip(us, real_parts(g), thetas, strict=True)

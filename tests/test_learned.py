@@ -166,22 +166,20 @@ def test_transformations_without_second_moments_are_refused(inner):
         transformation.init(_params())
 
 
-def test_masked_complex_and_missing_leaves():
+def test_masked_and_complex_leaves():
     optimizer = qsgd.superpose_signals(optax.scale_by_adam(), GATES)
     params = {
         "complex": jnp.array([1 + 2j, 0.5j]),
         "real": jnp.array([1.0, 2.0]),
-        "none": jnp.ones(2),
         "masked": optax.MaskedNode(),
     }
     gradients = {
         "complex": jnp.array([1j, 2 + 1j]),
         "real": jnp.ones(2),
-        "none": None,
         "masked": optax.MaskedNode(),
     }
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-    assert updates["none"] is None and updates["masked"] == optax.MaskedNode()
+    assert updates["masked"] == optax.MaskedNode()
     # One root serves both parts of a complex coordinate.
     g = np.asarray(gradients["complex"]) / np.abs(gradients["complex"])
     (first, second), factor = GATES.quantum_weights, GATES.learning_rate_factor
@@ -190,29 +188,34 @@ def test_masked_complex_and_missing_leaves():
         z1, z2 = _readouts(GATES, part, part, np.asarray(theta))
         parts.append(factor * (part * (1 + first * z1) + second * z2 * np.tanh(part)))
     expected = parts[0] + 1j * parts[1]
-    np.testing.assert_allclose(updates["complex"], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(updates["complex"], expected, rtol=2e-5, atol=1e-6)
 
 
 def test_hypergradients_equal_central_differences(float64):
-    params = _params(jnp.float64)
+    params = {"bias": jnp.array([0.3, -1.2, 0.7]), "scale": jnp.array(0.4)}
 
+    @jax.jit
     def final(numbers):
         gates = qsgd.SignalSuperposition(
-            qsgd.Circuit(4, 2, weights=numbers[:16].reshape(2, 4, 2)),
-            (numbers[16], numbers[17]),
-            numbers[18],
+            qsgd.Circuit(2, 2, weights=numbers[:8].reshape(2, 2, 2)),
+            (numbers[8], numbers[9]),
+            numbers[10],
+            signals=("parameter", "agreement"),
             device="default.qubit",
         )
         optimizer = qsgd.learned_superpositional_adamw(0.05, eps_root=1e-12, superposition=gates)
-        return _loss(_train(optimizer, params, 4)[0])
+        trained, state = params, optimizer.init(params)
+        for _ in range(3):
+            updates, state = optimizer.update(jax.grad(_loss)(trained), state, trained)
+            trained = optax.apply_updates(trained, updates)
+        return _loss(trained)
 
-    numbers = np.concatenate([np.random.default_rng(2).normal(size=16), [0.4, 0.3, 1.1]])
-    found = jax.grad(final)(jnp.asarray(numbers))
-    step = 1e-5
-    rows = numbers + step * np.concatenate([np.eye(19), -np.eye(19)])
-    values = np.array(jax.jit(jax.vmap(final))(jnp.asarray(rows)))
-    np.testing.assert_allclose(found, (values[:19] - values[19:]) / (2 * step), atol=2e-7)
-    assert (np.abs(found) > 1e-6).sum() >= 15  # the last layer's four RZ are idle
+    numbers = np.concatenate([np.random.default_rng(2).normal(size=8), [0.4, 0.3, 1.1]])
+    found = jax.jit(jax.grad(final))(jnp.asarray(numbers))
+    steps = 1e-5 * np.eye(len(numbers))
+    expected = [(final(numbers + h) - final(numbers - h)) / 2e-5 for h in steps]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-8)
+    assert (np.abs(found) > 1e-6).sum() == 9  # all but the last layer's RZ, which are idle
 
 
 def test_trained_on_a_mesh_it_is_that_of_one_device():
