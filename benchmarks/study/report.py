@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -168,7 +169,8 @@ def plot_forest(path: Path, tables: Mapping[str, Sequence[Row]], labels: Mapping
         panel.set_yticks(range(len(shown)), [labels.get(r.contender, r.contender) for r in shown])
         panel.invert_yaxis()
         panel.set(title=workload, xlabel="test loss, % to AdamW (less is better)")
-        panel.set_xscale("symlog", linthresh=2)  # what fails does not hide what differs little
+        if np.nanmax(np.abs(np.append(bounds, means)), initial=0) > 20:
+            panel.set_xscale("symlog", linthresh=2)  # what fails hides nothing that differs little
     _save(figure, path)
 
 
@@ -192,6 +194,8 @@ def plot_curves(path: Path, comparison: Comparison, labels: Mapping[str, str]) -
             (line,) = panel.plot(x, mean, lw=1, label=labels.get(name, name))
             panel.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.2, lw=0)
         panel.set(title=workload, xlabel="step", ylabel="test loss", yscale="log")
+        for set_formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            set_formatter(ticker.ScalarFormatter())
     axes[0].legend(fontsize="x-small")
     _save(figure, path)
 
