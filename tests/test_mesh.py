@@ -413,6 +413,7 @@ def _probe_together():
     return [tables, *(x.astype(np.int32) for x in numbers), done]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -359,6 +359,7 @@ def test_the_command_line_names_missing_data(tmp_path, capsys):
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the data in {DATA}")
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("name", ["clinc-domains", "characters", "stories"])
 def test_splits_of_real_tasks_differ_in_what_is_evaluated_alone(name):
