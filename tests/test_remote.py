@@ -168,6 +168,7 @@ print(prober._process._popen.pid, flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rest", "sent"),
     [
