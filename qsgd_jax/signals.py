@@ -24,12 +24,16 @@ class SignalSuperposition:
     r"""How the optimizer's signals about a coordinate become two gates of its step.
 
     .. math::
-      z_1, z_2 = \langle Z_n \rangle_s, \langle Z_{n-1} \rangle_s, \qquad
+      z_1, z_2 = \tfrac12 \big( \langle Z_n \rangle_s + \langle Z_n \rangle_{\bar s} \big),
+      \tfrac12 \big( \langle Z_{n-1} \rangle_s + \langle Z_{n-1} \rangle_{\bar s} \big), \qquad
       s_j = \tfrac1\pi \arctan x_j \in (-\tfrac12, \tfrac12)
 
     Each coordinate has a circuit of its own, whose qubits carry signals x about it as parameters
     are carried elsewhere: `H`, then `RY(−π s)`. The last two qubits are read out; what entangles
     the qubits lets the signals interact. The step that they gate is that of `superpose_signals`.
+
+    Where u, ĝ and θ all change sign, :math:`\bar s`, so does the step, as Adam's own does: the
+    readouts are averaged over both (twirled). On the Fourier form that drops half of the terms.
 
     Args:
       circuit: the circuit, of as many qubits as there are signals, two at least.
@@ -55,11 +59,12 @@ class SignalSuperposition:
       >>> gates = qsgd.SignalSuperposition(circuit, (0.5, 0.0), signals=("update", "gradient"))
       >>> z1, z2 = gates.readouts(update=1.0, gradient=-1.0, parameter=0.0)
       >>> print(z1.round(6), z2.round(6))  # a CNOT lets z1 see both: sin ¼π · sin(−¼π)
-      -0.5 0.707107
+      -0.5 0.0
 
     References:
       The circuit is that of Pamuk, Özdemir, Kocabay, arXiv:2511.01918; that it reads signals is
-      this package's own idea.
+      this package's own idea. Twirling: Meyer et al., "Exploiting symmetry in variational quantum
+      machine learning", arXiv:2205.06217.
     """
 
     circuit: Circuit
@@ -100,18 +105,22 @@ class SignalSuperposition:
 
     @functools.cached_property
     def coefficients(self):
-        """The Fourier coefficients of z₁ and z₂ about the circuit's origin, `(2, 2R + 1, …)`."""
-        return self._probed.coefficients[:-3:-1]
+        """The Fourier coefficients of z₁ and z₂, `(2, 2R + 1, …)`."""
+        probed = self._probed.coefficients[:-3:-1]
+        return fourier.about_zero(probed, self.circuit.origin) * self._even
 
-    @property
-    def _support(self) -> Bool[np.ndarray, "outputs ..."] | None:
-        support = self._probed.support
-        return None if support is None else support[:-3:-1]
+    @functools.cached_property
+    def _even(self) -> Bool[np.ndarray, "..."]:
+        """The terms that the average over mirrored signals keeps."""
+        shape = (2 * self.circuit.uploads + 1,) * self.circuit.n_qubits
+        return fourier.mirrored_evenly(shape, [name != "agreement" for name in self.signals])
 
     def readouts(self, update: Any, gradient: Any, parameter: Any) -> tuple[Array, Array]:
         r"""The gates z₁ and z₂ of coordinates with these signals.
 
-        .. math:: z_1, z_2 = \langle Z_n \rangle_s, \langle Z_{n-1} \rangle_s
+        .. math::
+          z_1, z_2 = \tfrac12 \big( \langle Z_n \rangle_s + \langle Z_n \rangle_{\bar s} \big),
+          \tfrac12 \big( \langle Z_{n-1} \rangle_s + \langle Z_{n-1} \rangle_{\bar s} \big)
 
         Args:
           update: u, any shape.
@@ -125,8 +134,8 @@ class SignalSuperposition:
           >>> import qsgd_jax as qsgd
           >>> gates = qsgd.SignalSuperposition(qsgd.Circuit(n_qubits=4))  # sin πs of the last two
           >>> z1, z2 = gates.readouts(update=1.0, gradient=0.75, parameter=0.75)
-          >>> print(z1, z2)
-          0.6 0.6
+          >>> print(z1, z2)  # the second is odd: what is left of it is nothing
+          0.6 0.0
         """
         update, gradient, parameter = map(jnp.asarray, (update, gradient, parameter))
         dtype = jnp.promote_types(jnp.result_type(update, gradient, parameter), jnp.float32)
@@ -144,16 +153,13 @@ class SignalSuperposition:
         Example:
           >>> import jax.numpy as jnp, qsgd_jax as qsgd
           >>> gates = qsgd.SignalSuperposition(qsgd.Circuit(n_qubits=4))
-          >>> z1, z2 = gates.answers([jnp.float32(x) for x in (0, 0, -0.75, 0.75)])
+          >>> z1, z2 = gates.answers([jnp.float32(x) for x in (0, 0, 1, 0.75)])
           >>> print(z1, z2)
-          0.6 -0.6
+          0.6 0.0
         """
-        z1, z2 = fourier.evaluate_on_circle(
-            self.coefficients,
-            [_on_circle(x) for x in signals],
-            self.circuit.origin,
-            self._support,
-        )
+        support = np.stack([self._even] * 2)
+        points = [_on_circle(x) for x in signals]
+        z1, z2 = fourier.evaluate_on_circle(self.coefficients, points, support)
         return z1, z2
 
     @functools.cached_property

@@ -71,12 +71,24 @@ def test_without_entanglement_each_readout_sees_one_signal():
     again1, again2 = gate.build(numbers).readouts(u, g / 2, theta + 1)
     np.testing.assert_array_equal(z2, again2)
     assert np.abs(z1 - again1).min() > 1e-4
-    # By the circuit of one qubit, run at the signal.
+    # By the circuit of one qubit, run at the signal and at the mirrored one: u ĝ is its own mirror.
     weights = numbers[: 3 * 4].reshape(2, 3, 1, 2)
-    for z, signal, angles in zip((z1, z2), (u * g, u), weights, strict=True):
+    for z, signals, angles in zip((z1, z2), ((u * g, u * g), (u, -u)), weights, strict=True):
         run = qsgd.Circuit(1, 3, weights=angles).qnode("default.qubit")
-        expected = run(np.arctan(signal)[:, None] / np.pi)
-        np.testing.assert_allclose(z, np.ravel(expected), atol=2e-6)
+        both = [np.ravel(run(np.arctan(x)[:, None] / np.pi)) for x in signals]
+        np.testing.assert_allclose(z, np.mean(both, 0), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", sorted(gates.all_gates()))
+def test_no_gate_tells_mirrored_signals_apart(name):
+    gate = gates.all_gates()[name]
+    found = gate.build(gate.start(5))
+    u, g, theta = np.random.default_rng(1).normal(size=(3, 20)).astype(np.float32)
+    for z, mirrored in zip(
+        found.readouts(u, g, theta), found.readouts(-u, -g, -theta), strict=True
+    ):
+        np.testing.assert_allclose(z, mirrored, atol=1e-6)
+        assert np.ptp(z) > 1e-3
 
 
 def test_the_score_is_half_the_way_and_half_the_end():

@@ -48,7 +48,7 @@ def _train(optimizer, params, steps, state=None):
 
 
 def _readouts(gates, u, g, theta):
-    """z₁, z₂ by a circuit run for each coordinate."""
+    """z₁, z₂ by two circuit runs for each coordinate: at its signals, and at the mirrored ones."""
     rms = np.sqrt(np.mean(theta**2))
     signals = {
         "update": u,
@@ -57,7 +57,9 @@ def _readouts(gates, u, g, theta):
         "agreement": u * g,
     }
     half_turns = np.stack([np.arctan(signals[name]).ravel() for name in gates.signals], -1) / np.pi
-    answers = np.array(gates.circuit.qnode("default.qubit")(half_turns))
+    signs = np.array([1 if name == "agreement" else -1 for name in gates.signals])
+    run = gates.circuit.qnode("default.qubit")
+    answers = (np.array(run(half_turns)) + np.array(run(signs * half_turns))) / 2
     return answers[-1].reshape(u.shape), answers[-2].reshape(u.shape)
 
 
@@ -100,6 +102,13 @@ def test_readouts_are_those_of_the_circuit_on_the_signals_named(names):
     expected = _readouts(gates, u, g, theta)
     for z, wanted in zip(gates.readouts(u, g, theta / rms), expected, strict=True):
         np.testing.assert_allclose(z, wanted, rtol=0, atol=2e-6)
+
+
+def test_the_step_turns_round_with_its_signals():
+    u, g, theta = np.random.default_rng(2).normal(size=(3, 50)).astype(np.float32)
+    step = GATES.gated(*map(jnp.asarray, (u, g, theta)))
+    np.testing.assert_allclose(GATES.gated(*map(jnp.asarray, (-u, -g, -theta))), -step, rtol=1e-5)
+    assert np.abs(step + GATES.gated(*map(jnp.asarray, (-u, -g, theta)))).max() > 1e-2
 
 
 def test_signals_of_any_size_have_readouts():

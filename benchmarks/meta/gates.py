@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import jax.numpy as jnp
@@ -58,8 +59,13 @@ class ClassicalGate(qsgd.SignalSuperposition):
         object.__setattr__(self, "_answer", partial(answer, numbers))
 
     def answers(self, signals: Sequence[Array]) -> tuple[Array, Array]:
-        """z₁ and z₂ by the classical formula."""
-        return self._answer([_squashed(x) for x in signals])
+        """z₁ and z₂ by the classical formula, averaged over mirrored signals as a circuit's are."""
+        squashed = [_squashed(x) for x in signals]
+        mirrored = [
+            x if name == "agreement" else -x for name, x in zip(self.signals, squashed, strict=True)
+        ]
+        z1, z2 = map(operator.add, self._answer(squashed), self._answer(mirrored))
+        return z1 / 2, z2 / 2
 
 
 def _squashed(x: Array) -> Array:
@@ -135,10 +141,10 @@ def perceptron(hidden: int = 2) -> Gate:
 
 
 def multilinear() -> Gate:
-    """Twelve coefficients a gate: of 1, the signals, their pairs, all but the parameter."""
-    n = len(SIGNALS)
-    subsets = [(), *((j,) for j in range(n))]
-    subsets += [(i, j) for i in range(n) for j in range(i)] + [(0, 1, 3)]
+    """Eight coefficients a gate: of all products of signals that mirroring leaves as they are."""
+    odd = [j for j, name in enumerate(SIGNALS) if name != "agreement"]
+    pairs = [(), *combinations(odd, 2)]
+    subsets = pairs + [(*pair, SIGNALS.index("agreement")) for pair in pairs]
     size = 2 * len(subsets)
 
     def answer(numbers: Numbers, signals: Sequence[Array]) -> tuple[Array, Array]:
