@@ -31,15 +31,9 @@ from benchmarks import reporting
 from benchmarks.learn_circuit import read_numbers
 from benchmarks.study import report
 from benchmarks.study.contenders import Contender, classical, learned, with_circuit
-from benchmarks.study.runner import (
-    Bench,
-    Plan,
-    Results,
-    compare,
-    measure,
-    read_results,
-    total_seconds,
-)
+from benchmarks.study.plan import Plan, compare, measure, total_seconds
+from benchmarks.study.results import Results, read_results
+from benchmarks.study.runner import Bench
 from benchmarks.study.statistics import BASELINE, Comparison
 from benchmarks.workloads.base import Workload
 from benchmarks.workloads.real import HELD_OUT, Split

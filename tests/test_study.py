@@ -23,18 +23,9 @@ from benchmarks.study.contenders import (
     random_angles,
     with_circuit,
 )
-from benchmarks.study.runner import (
-    Bench,
-    Plan,
-    Results,
-    best_trial,
-    compare,
-    diverged,
-    final_loss,
-    measure,
-    read_results,
-    total_seconds,
-)
+from benchmarks.study.plan import Plan, best_trial, compare, measure, total_seconds
+from benchmarks.study.results import Results, diverged, final_loss, read_results
+from benchmarks.study.runner import Bench
 from benchmarks.workloads.base import Workload, learning_rates, training_run
 from benchmarks.workloads.real import HELD_OUT
 

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from benchmarks.study.runner import SHORTER, Result, diverged
+from benchmarks.study.plan import SHORTER
+from benchmarks.study.results import Result, diverged
 
 BASELINE = "adamw"
 RESAMPLES = 19_999
