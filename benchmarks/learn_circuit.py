@@ -33,11 +33,12 @@ from tqdm import tqdm
 import qsgd_jax as qsgd
 from benchmarks import reporting
 from benchmarks.meta.gates import Gate, all_gates
-from benchmarks.meta.learning import METHODS, Record, validate
+from benchmarks.meta.learning import METHODS, Assignment, Record, validate
 from benchmarks.meta.objective import Objective
 from benchmarks.workloads import synthetic
 
 VALIDATION_SEEDS = 8
+VERSION = 2  # of the protocol in docs/learned_circuit.md
 SMOOTHING = 25  # generations: what is drawn anew in each makes their scores hard to compare
 
 
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     rates = args.output / "adamw_learning_rates.json"
-    learner = METHODS[args.method](gate, workloads, args.population, args.seed, rates)
+    learner = METHODS[args.method](Assignment(gate, workloads, args.population, args.seed, rates))
     done = record.resume(learner)
     bar = tqdm(
         range(done, args.generations), desc=folder.name, initial=done, total=args.generations
@@ -96,7 +97,7 @@ def _save_circuit(path: Path, gate: Gate, content: dict[str, Any]) -> None:
     provenance = {key: content[key] for key in ("settings", "score", "validation_score")}
     shown = ("date", "argv", "git", "versions")
     provenance |= {key: content["provenance"][key] for key in shown}
-    qsgd.save_superposition(path, superposition, "adamw", 1, provenance)
+    qsgd.save_superposition(path, superposition, "adamw", VERSION, provenance)
 
 
 def _plot(path: Path, content: dict[str, Any]) -> None:

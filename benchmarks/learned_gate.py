@@ -1,10 +1,11 @@
-"""Look at a learned circuit: its gates as a picture, and what is left of them on noisy devices.
+"""Look at a learned circuit: its gates as a picture, what matters in it, what noise leaves of it.
 
 The picture shows the gated step κ (u (1 + λ₁ z₁) + λ₂ z₂ tanh ĝ) over Adam's step u and the
 normalised gradient ĝ, for a parameter of −1, 0 and 1 times its tensor's root mean square, and along
-lines of equal agreement u ĝ. With --noise each way to probe the circuit is scored on the validation
-tasks of `benchmarks/learn_circuit.py`: the log ratio of losses to those of AdamW at its best
-learning rate.
+lines of equal agreement u ĝ. With --ablations the circuit is scored with a signal muted or without
+entanglement, all else as learned; with --noise as probed by shots and on --devices. Scores are
+those of `benchmarks/learn_circuit.py` on its validation tasks: the log ratio of losses to those of
+AdamW at its best learning rate.
 
 files: OUTPUT/learned_gate.png, OUTPUT/learned_gate.json
 """
@@ -24,6 +25,7 @@ import numpy as np
 import qsgd_jax as qsgd
 from benchmarks import reporting
 from benchmarks.devices import open_device
+from benchmarks.meta.ablations import ablations
 from benchmarks.meta.gates import Gate
 from benchmarks.meta.learning import validate
 from benchmarks.meta.objective import Objective
@@ -94,35 +96,31 @@ def sensitivities(superposition: qsgd.SignalSuperposition, draws: int = 20_000) 
     }
 
 
-def noise_study(
-    superposition: qsgd.SignalSuperposition,
-    probes: dict[str, dict[str, Any]],
-    folder: Path,
-    seeds: int,
+def scores(
+    variants: dict[str, qsgd.SignalSuperposition], folder: Path, seeds: int
 ) -> dict[str, dict[str, float]]:
-    """The score on each validation task for each way to probe the circuit."""
+    """The score of each variant of a circuit on each validation task."""
     found = {}
-    for label, options in probes.items():
-        probed = dataclasses.replace(superposition, **options)
-        _ = probed.coefficients  # outside any trace
-        gate = Gate(label, 1, lambda numbers, probed=probed: probed, lambda seed: np.zeros(1))
+    for label, variant in variants.items():
+        _ = variant.coefficients  # outside any trace
+        gate = Gate(label, 1, lambda numbers, variant=variant: variant, lambda seed: np.zeros(1))
         asked = Objective(synthetic.VALIDATION, gate, folder / "adamw_learning_rates.json")
         found[label] = validate(asked, np.zeros(1, np.float32), seeds=seeds)
     return found
 
 
-def _probes(devices: Sequence[str], shots: Sequence[int], n_qubits: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"lightning.qubit, exact": {"device": "lightning.qubit"}}
+def probes(
+    superposition: qsgd.SignalSuperposition, devices: Sequence[str], shots: Sequence[int]
+) -> dict[str, qsgd.SignalSuperposition]:
+    """The circuit as it is probed exactly, with shots, and on devices that measure."""
+    ways: dict[str, dict[str, Any]] = {"lightning.qubit, exact": {"device": "lightning.qubit"}}
     for count in shots:
         options = {"device": "lightning.qubit", "probe_shots": count}
-        found[f"lightning.qubit, {count:,} shots"] = options
+        ways[f"lightning.qubit, {count:,} shots"] = options
     for name in devices:
-        options = {
-            "device": open_device(name, n_qubits),
-            "probe_shots": shots[0] if shots else 1000,
-        }
-        found[f"{name}, {options['probe_shots']:,} shots"] = options
-    return found
+        opened = open_device(name, superposition.circuit.n_qubits)
+        ways[f"{name}, {shots[0]:,} shots"] = {"device": opened, "probe_shots": shots[0]}
+    return {way: dataclasses.replace(superposition, **options) for way, options in ways.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -134,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--circuit", type=Path, metavar="FILE", help="a circuit.json (default: the shipped one)")
+    add("--ablations", action="store_true", help="score it with parts taken away")
     add("--noise", action="store_true", help="score it as probed with shots and on --devices")
     add("--shots", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000], metavar="N")
     add("--devices", nargs="+", default=[], metavar="NAME", help="devices that measure")
@@ -155,16 +154,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         ["signal", "root mean square"],
         [[name, f"{value:.3f}"] for name, value in report["sensitivities"].items()],
     )
+    studies: dict[str, dict[str, qsgd.SignalSuperposition]] = {}
+    if args.ablations:
+        studies["ablations"] = ablations(superposition)
     if args.noise:
-        probes = _probes(args.devices, args.shots, superposition.circuit.n_qubits)
-        report["noise"] = noise_study(superposition, probes, args.output, args.seeds)
-        names = [workload.name for workload in synthetic.VALIDATION]
+        studies["noise"] = probes(superposition, args.devices, args.shots)
+    for study, variants in studies.items():
+        report[study] = scores(variants, args.output, args.seeds)
         reporting.print_table(
             "Log ratio of losses to AdamW's at its best learning rate (less is better)",
-            ["probe", *names, "mean"],
+            [study, *(workload.name for workload in synthetic.VALIDATION), "mean"],
             [
                 [label, *(f"{x:+.3f}" for x in (*row.values(), np.mean(list(row.values()))))]
-                for label, row in report["noise"].items()
+                for label, row in report[study].items()
             ],
         )
     reporting.write_json(args.output / "learned_gate.json", report)

@@ -11,7 +11,7 @@ import numpy as np
 from qsgd_jax.circuit import Circuit
 from qsgd_jax.signals import SignalSuperposition
 
-_FORMAT = 1
+_FORMAT = 2  # 1 did not average the readouts over mirrored signals
 _FIELDS = {
     "format": int,
     "name": str,
@@ -51,7 +51,7 @@ def load_superposition(
 
     Example:
       >>> import qsgd_jax as qsgd
-      >>> gates = qsgd.load_superposition("adamw", version=1, device="default.qubit")
+      >>> gates = qsgd.load_superposition("adamw", version=2, device="default.qubit")
       >>> gates.signals
       ('update', 'gradient', 'parameter', 'agreement')
     """

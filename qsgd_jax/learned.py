@@ -134,7 +134,9 @@ def learned_superpositional_adamw(
     `optax.adamw`, so that a run may go on from AdamW's checkpoint.
 
     With :math:`\lambda_1 = \lambda_2 = 0` and :math:`\kappa = 1` the parameters are those of
-    `optax.adamw`, as long as gradients and parameters are finite.
+    `optax.adamw`, bit for bit, as long as they and the gradients are finite. Where the gradient is
+    itself elementwise in the parameters, XLA may fuse it into the moments and round the last bit
+    otherwise.
 
     Args:
       learning_rate: α, a float or a schedule.

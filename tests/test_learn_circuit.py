@@ -12,7 +12,7 @@ import pytest
 
 import qsgd_jax as qsgd
 from benchmarks import learn_circuit, learned_cost, learned_gate
-from benchmarks.meta import gates, learning, objective
+from benchmarks.meta import ablations, gates, learning, objective
 from benchmarks.workloads.base import Curves, Workload, learning_rates, training_run
 
 
@@ -163,7 +163,8 @@ def test_a_killed_run_goes_on_to_the_same_numbers(valley, method, tmp_path, caps
 
 @pytest.mark.slow
 def test_evolution_finds_a_better_step_than_adamws(valley, tmp_path):
-    learner = learning.Evolution(gates.circuit(1), [valley], 12, 0, tmp_path / "rates.json")
+    given = learning.Assignment(gates.circuit(1), [valley], 12, 0, tmp_path / "rates.json")
+    learner = learning.Evolution(given)
     first = np.mean([learner.generation(i)["score"] for i in range(3)])
     for i in range(3, 27):
         learner.generation(i)
@@ -197,17 +198,41 @@ def test_a_wire_that_nothing_reads_moves_nothing(tmp_path):
     assert found["update"] == found["gradient"] == found["parameter"] == 0
 
 
+def test_ablated_circuits_lack_what_was_taken_away():
+    source = qsgd.SignalSuperposition(qsgd.Circuit(4, 2, seed=1), (0.5, 0.3), 1.1)
+    u, g, theta = np.random.default_rng(0).normal(size=(3, 30)).astype(np.float32)
+    found = {name: one.readouts(u, g, theta) for name, one in ablations.ablations(source).items()}
+    np.testing.assert_allclose(found["parameter muted"], source.readouts(u, g, 0 * theta))
+    run = source.circuit.qnode("default.qubit")
+    half_turns = np.stack([np.arctan(x) for x in (u, g, theta, 0 * u)], -1) / np.pi
+    both = (np.array(run(half_turns)) + np.array(run(half_turns * [-1, -1, -1, 1]))) / 2
+    np.testing.assert_allclose(found["agreement muted"], both[:1:-1], atol=2e-6)
+    whole = ablations.WithoutChains(4, 2, weights=source.circuit.angles)
+    np.testing.assert_allclose(
+        qsgd.SignalSuperposition(whole).coefficients, source.coefficients, atol=1e-12
+    )
+    alone = ablations.WithoutChains(4, 2, weights=source.circuit.angles, unchained=(0, 1))
+    single = alone.qnode("default.qubit")
+    for j, wire_angles in enumerate(source.circuit.angles.transpose(1, 0, 2)):
+        one = qsgd.Circuit(1, 2, weights=wire_angles[:, None]).qnode("default.qubit")
+        expected = np.ravel(one(half_turns[:, j : j + 1]))
+        np.testing.assert_allclose(single(half_turns)[j], expected, atol=1e-9)
+
+
 @pytest.mark.slow
 def test_a_probe_by_many_shots_scores_as_the_exact_one(monkeypatch, tmp_path):
     task = _valley()
     monkeypatch.setattr("benchmarks.workloads.synthetic.VALIDATION", (task,))
     monkeypatch.setattr(objective, "HORIZONS", (48,))
     learned_gate.main(
-        f"--noise --shots 100 1000000 --seeds 2 --output {tmp_path} --devices default.qubit".split()
+        f"--ablations --noise --shots 100 1000000 --seeds 2 --output {tmp_path} "
+        "--devices default.qubit".split()
     )
     content = json.loads((tmp_path / "learned_gate.json").read_text())
     exact, few, many, other = (row["valley"] for row in content["noise"].values())
     assert abs(many - exact) < abs(few - exact) and other != exact
+    whole, *without = (row["valley"] for row in content["ablations"].values())
+    assert whole == exact and len(without) == 7 and exact not in without
     assert (tmp_path / "learned_gate.png").stat().st_size > 10_000
 
 

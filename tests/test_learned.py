@@ -348,7 +348,7 @@ def test_a_circuit_is_read_as_it_was_written(tmp_path):
         ({"depth": 3}, r"weights has shape \(2, 4, 2\)"),
         ({"n_qubits": 3}, r"weights has shape \(2, 4, 2\)"),
         ({"signals": ["update", "gradient"]}, "n_qubits=4, where signals"),
-        ({"format": 2}, "format=2; this release reads 1"),
+        ({"format": 1}, "format=1; this release reads 2"),
         ({"angles": None}, "angles=None must be of list"),
         ({"quantum_weights": [1.0, "x"]}, "must be two finite numbers"),
     ],

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,33 +36,36 @@ _STEP_SIZE = 0.3
 _WINDOW, _WINDOWS = 20, 10
 
 
-class Evolution:
-    """CMA-ES on mean ranks: a generation's candidates meet the same episodes, one of each task.
+@dataclass(frozen=True)
+class Assignment:
+    """What is to be learned, and on what.
 
-    Args:
+    Attributes:
         gate: What is learned.
         workloads: The tasks.
-        population: Candidates a generation.
+        population: Candidates a generation, or for hypergradients runs of each task.
         seed: Of everything that is drawn.
         rates: As in `Objective`.
     """
 
-    def __init__(
-        self,
-        gate: Gate,
-        workloads: Sequence[Workload],
-        population: int,
-        seed: int,
-        rates: Path,
-    ):
-        self._objective = Objective(workloads, gate, rates)
-        self._n_tasks = len(workloads)
-        self._seed = seed
-        self._strategy = CMA_ES(population, jnp.zeros(gate.size))
+    gate: Gate
+    workloads: Sequence[Workload]
+    population: int
+    seed: int
+    rates: Path
+
+
+class Evolution:
+    """CMA-ES on mean ranks: a generation's candidates meet the same episodes, one of each task."""
+
+    def __init__(self, given: Assignment):
+        self._objective = Objective(given.workloads, given.gate, given.rates)
+        self._n_tasks = len(given.workloads)
+        self._seed = given.seed
+        self._strategy = CMA_ES(given.population, jnp.zeros(given.gate.size))
         self._params = self._strategy.default_params.replace(std_init=jnp.asarray(_STEP_SIZE))
-        self.state: Any = self._strategy.init(
-            jax.random.key(seed), jnp.asarray(gate.start(seed)), self._params
-        )
+        start = jnp.asarray(given.gate.start(given.seed))
+        self.state: Any = self._strategy.init(jax.random.key(given.seed), start, self._params)
 
     @property
     def numbers(self) -> np.ndarray:
@@ -89,29 +93,14 @@ class Evolution:
 
 
 class Hypergradients:
-    """Adam on the numbers themselves, by gradients through windows of the training runs.
+    """Adam on the numbers themselves, by gradients through windows of the training runs."""
 
-    Args:
-        gate: What is learned.
-        workloads: The tasks.
-        population: Runs of each task in a generation.
-        seed: Of everything that is drawn.
-        rates: As in `Objective`.
-    """
-
-    def __init__(
-        self,
-        gate: Gate,
-        workloads: Sequence[Workload],
-        population: int,
-        seed: int,
-        rates: Path,
-    ):
-        self._rates = Objective(workloads, gate, rates)
-        self._gradients = [_windowed_gradient(workload, gate) for workload in workloads]
-        self._population, self._seed = population, seed
+    def __init__(self, given: Assignment):
+        self._rates = Objective(given.workloads, given.gate, given.rates)
+        self._gradients = [_windowed_gradient(task, given.gate) for task in given.workloads]
+        self._population, self._seed = given.population, given.seed
         self._adam = optax.adam(0.01)
-        numbers = jnp.asarray(gate.start(seed))
+        numbers = jnp.asarray(given.gate.start(given.seed))
         self.state: Any = (numbers, self._adam.init(numbers))
 
     @property
