@@ -50,7 +50,7 @@ def plot(path: Path, superposition: qsgd.SignalSuperposition) -> None:
     drawn: Any = None
     for panel, theta in zip(axes[0], (-1.0, 0.0, 1.0), strict=True):
         step = gated(superposition, u, g, theta)
-        drawn = panel.contourf(u, g, step, np.linspace(-4, 4, 33), cmap="RdBu_r", extend="both")
+        drawn = panel.contourf(u, g, step, np.linspace(-3, 3, 25), cmap="RdBu_r", extend="both")
         panel.contour(u, g, step, [0], colors="k", linewidths=1)
         panel.set(title=f"gated step, θ = {theta:g} rms", xlabel="Adam's step u", ylabel="ĝ")
     figure.colorbar(drawn, ax=axes[0], label="step (AdamW's: u)")
@@ -61,7 +61,7 @@ def plot(path: Path, superposition: qsgd.SignalSuperposition) -> None:
         for agreement in AGREEMENTS:
             step = gated(superposition, line, agreement / line, theta)
             panel.plot(line, step, label=f"u ĝ = {agreement:g}")
-        panel.set(xlabel="Adam's step u", ylabel="gated step", ylim=(-4, 4))
+        panel.set(xlabel="Adam's step u", ylabel="gated step", ylim=(-3, 3))
         panel.grid(alpha=0.2)
         panel.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)

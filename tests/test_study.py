@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import qsgd_jax as qsgd
-from benchmarks import learned_circuit
+from benchmarks import learned_circuit, learned_robustness
 from benchmarks.study import report, statistics
 from benchmarks.study.contenders import (
     Contender,
@@ -387,3 +387,40 @@ def test_stories_starts_from_what_it_has_learned():
         workload.init(jax.random.key(0)), workload.data(jax.random.key(0))
     )
     assert loss < np.log(512)
+
+
+@pytest.mark.slow
+def test_runs_at_other_rates_are_counted_where_they_diverge(monkeypatch, tmp_path):
+    """A quadratic of curvature 6: gradient descent diverges above a rate of 1/3."""
+
+    def bowl(name, split):
+        del split
+        return dataclasses.replace(
+            quadratic(name, "validation"),
+            init=lambda key: {"x": jnp.full(6, 3.0)},
+            loss=lambda params, data, key: 3 * jnp.sum((params["x"] - 1) ** 2),
+            validation_loss=lambda params, data: 3 * jnp.sum((params["x"] - 1) ** 2) + 0.5,
+        )
+
+    monkeypatch.setattr("benchmarks.workloads.synthetic.VALIDATION", (bowl("bowl", ""),))
+    monkeypatch.setattr(learned_robustness, "HORIZONS", (48,))
+    monkeypatch.setattr(learned_robustness, "GRID", np.array([0.05, 0.1, 0.2]))
+    descent = sgd("adamw")
+    monkeypatch.setattr(learned_robustness, "classical", lambda: {"adamw": descent})
+    learned_robustness.main(f"--contenders adamw --runs 11 --output {tmp_path}".split())
+    found = json.loads((tmp_path / "learned_robustness.json").read_text())["contenders"]
+    grid, expected = learned_robustness.GRID, []
+
+    def losses(rate, cosine):  # of every coordinate, the error is multiplied by 1 - 6 α
+        schedule = learning_rates(rate, 48, warmup=0.05, cosine=cosine)
+        error = 2 * np.cumprod([1 - 6 * float(schedule(i)) for i in range(48)])
+        return 18 * error[5::6] ** 2 + 0.5
+
+    for cosine in (False, True):
+        logs = np.log([losses(rate, cosine) for rate in grid])
+        best = grid[np.argmin(logs.mean(1) + logs[:, -1])]
+        factors = np.geomspace(0.1, 3, 11)
+        expected += [f for f in factors if losses(f * best, cosine)[-1] > 18 * 4 + 0.5]
+    assert 0 < len(expected) < 22
+    assert found["adamw"]["bowl"]["runs"] == 22
+    np.testing.assert_allclose(found["adamw"]["bowl"]["at factors"], expected)
