@@ -413,7 +413,7 @@ def test_runs_at_other_rates_are_counted_where_they_diverge(monkeypatch, tmp_pat
 
     def losses(rate, cosine):  # of every coordinate, the error is multiplied by 1 - 6 α
         schedule = learning_rates(rate, 48, warmup=0.05, cosine=cosine)
-        error = 2 * np.cumprod([1 - 6 * float(schedule(i)) for i in range(48)])
+        error = 2 * np.cumprod([1 - 6 * np.asarray(schedule(i)).item() for i in range(48)])
         return 18 * error[5::6] ** 2 + 0.5
 
     for cosine in (False, True):

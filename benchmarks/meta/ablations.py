@@ -73,7 +73,8 @@ def ablations(source: qsgd.SignalSuperposition) -> dict[str, qsgd.SignalSuperpos
         found[f"{name} muted"] = MutedSignal(**fields, muted=name)
     unchained = {f"layer {layer + 1} without its chain": (layer,) for layer in range(depth)}
     for label, layers in (unchained | {"no entanglement": tuple(range(depth))}).items():
-        circuit = WithoutChains(**own | {"weights": source.circuit.angles}, unchained=layers)
+        changed: dict[str, Any] = own | {"weights": source.circuit.angles}
+        circuit: Any = WithoutChains(**changed, unchained=layers)
         found[label] = qsgd.SignalSuperposition(**fields | {"circuit": circuit})
     return found
 
