@@ -79,7 +79,7 @@ def _compare(args: argparse.Namespace) -> None:
     def open_workload(name: str, split: Split) -> Workload:
         return HELD_OUT[name.split(LONGER)[0]](args.data, split)
 
-    bench = Bench(open_workload, contenders)
+    bench = Bench(open_workload, contenders, batch=args.batch)
     for name in plan.horizons:  # to fail now, where data are missing, rather than late
         bench.workload(name, "validation")
     _print_cost(plan, bench)
@@ -198,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         ("points", _count, 10, "evaluations a run"),
         ("robustness", _natural, 0, "runs at 0.1 to 3 times the best learning rate"),
         ("horizon-factor", _count, 1, "how many times longer than usual a run is"),
+        ("batch", _count, 1, "runs in one program; the number of seeds is good on a GPU"),
     ):
         add(
             f"--{name}",

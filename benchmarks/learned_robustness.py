@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from tqdm import tqdm
 
 from benchmarks import reporting
@@ -42,21 +43,25 @@ def diverging(workload: Workload, contender: Contender, runs: int) -> dict[str, 
         runs: Of each length and schedule.
     """
 
-    def one(seed: Any, rate: Any, steps: Any, cosine: Any) -> Curves:
-        data_key, run_key = jax.random.split(jax.random.key(seed))
-        schedule = learning_rates(rate, steps, warmup=WARMUP, cosine=cosine)
-        optimizer = contender.build({"weight_decay": WEIGHT_DECAY}, schedule)
-        data = workload.data(data_key)
-        return training_run(workload, optimizer, data, run_key, steps=steps, points=POINTS)
+    @jax.jit
+    def run(seeds: Any, rates: Any, steps: Any, cosine: Any) -> Curves:
+        def optimizer(rate: Any) -> optax.GradientTransformation:
+            schedule = learning_rates(rate, steps, warmup=WARMUP, cosine=cosine)
+            return contender.build({"weight_decay": WEIGHT_DECAY}, schedule)
 
-    run = jax.jit(jax.vmap(one, (0, 0, None, None)))
-    scored = jax.jit(lambda *args: jax.vmap(score)(run(*args)))
+        keys = jax.vmap(jax.random.key)(seeds)
+        data_keys, run_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        data = jax.vmap(workload.data)(data_keys)
+        return training_run(
+            workload, optimizer, data, run_keys, rates, steps=steps, points=POINTS, over=[(0, 0, 0)]
+        )
+
     tuning_seeds, rates = np.meshgrid([0, 1], GRID)
     factors = np.geomspace(*ROBUSTNESS_FACTORS, runs)
     diverged: list[float] = []
     for steps in HORIZONS:
         for cosine in (False, True):
-            found = scored(tuning_seeds.ravel(), rates.ravel(), steps, cosine)
+            found = score(run(tuning_seeds.ravel(), rates.ravel(), steps, cosine))
             scores = np.reshape(found, rates.shape)
             best = GRID[np.argmin(np.where(np.isfinite(scores), scores, np.inf).mean(1))]
             curves = run(2 + np.arange(runs), best * factors, steps, cosine)

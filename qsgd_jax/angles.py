@@ -11,7 +11,7 @@ import numpy as np
 from qsgd_jax.circuit import Circuit
 from qsgd_jax.signals import SignalSuperposition
 
-_FORMAT = 2  # 1 did not average the readouts over mirrored signals
+_FORMAT = 3  # 1 did not average the readouts over mirrored signals, 2 did not scale these
 _FIELDS = {
     "format": int,
     "name": str,
@@ -20,6 +20,7 @@ _FIELDS = {
     "depth": int,
     "uploads": int,
     "signals": list,
+    "signal_scales": list,
     "angles": list,
     "quantum_weights": list,
     "learning_rate_factor": float,
@@ -113,6 +114,7 @@ def _read(text: str, where: str, options: dict[str, Any]) -> SignalSuperposition
             tuple(content["quantum_weights"]),
             content["learning_rate_factor"],
             tuple(content["signals"]),
+            tuple(content["signal_scales"]),
             **options,
         )
     except (TypeError, ValueError) as error:
@@ -139,7 +141,7 @@ def save_superposition(
       >>> qsgd.load_superposition(path).quantum_weights
       (0.5, 0.1)
     """
-    circuit = superposition.circuit
+    circuit, scales = superposition.circuit, superposition.signal_scales
     content = {
         "format": _FORMAT,
         "name": name,
@@ -148,6 +150,7 @@ def save_superposition(
         "depth": circuit.depth,
         "uploads": circuit.uploads,
         "signals": list(superposition.signals),
+        "signal_scales": [1.0] * circuit.n_qubits if scales is None else [float(x) for x in scales],
         "angles": np.asarray(circuit.angles, np.float64).tolist(),
         "quantum_weights": [float(x) for x in superposition.quantum_weights],
         "learning_rate_factor": float(superposition.learning_rate_factor),

@@ -26,11 +26,12 @@ class SignalSuperposition:
     .. math::
       z_1, z_2 = \tfrac12 \big( \langle Z_n \rangle_s + \langle Z_n \rangle_{\bar s} \big),
       \tfrac12 \big( \langle Z_{n-1} \rangle_s + \langle Z_{n-1} \rangle_{\bar s} \big), \qquad
-      s_j = \tfrac1\pi \arctan x_j \in (-\tfrac12, \tfrac12)
+      s_j = \tfrac1\pi \arctan c_j x_j \in (-\tfrac12, \tfrac12)
 
-    Each coordinate has a circuit of its own, whose qubits carry signals x about it as parameters
-    are carried elsewhere: `H`, then `RY(−π s)`. The last two qubits are read out; what entangles
-    the qubits lets the signals interact. The step that they gate is that of `superpose_signals`.
+    Each coordinate has a circuit of its own, whose qubits carry signals x about it, scaled by c, as
+    parameters are carried elsewhere: `H`, then `RY(−π s)`. The last two qubits are read out; what
+    entangles the qubits lets the signals interact. The step that they gate is that of
+    `superpose_signals`.
 
     Where u, ĝ and θ all change sign, :math:`\bar s`, so does the step, as Adam's own does: the
     readouts are averaged over both (twirled). On the Fourier form that drops half of the terms.
@@ -44,6 +45,9 @@ class SignalSuperposition:
       signals: what the qubits read, in their order: `"update"`, Adam's step u; `"gradient"`, the
         gradient over the same root, ĝ; `"parameter"`, θ over the root mean square of its tensor
         (0 where that is 0); `"agreement"`, u ĝ.
+      signal_scales: c, by which each signal is multiplied before it is squashed, finite numbers in
+        the order of `signals`, which may be traced; None for 1 each. Late in training |u ĝ| is
+        small, and a gate that reads its sign needs c ≫ 1.
       device: a PennyLane device name or instance.
       probe_shots: as in `Superposition`.
       target_standard_error: as in `Superposition`.
@@ -71,6 +75,7 @@ class SignalSuperposition:
     quantum_weights: Any = (0.5, 0.5)
     learning_rate_factor: Any = 1.0
     signals: tuple[str, ...] = get_args(Signal)
+    signal_scales: Any = None
     device: Any = "lightning.qubit"
     probe_shots: int | None = None
     target_standard_error: float | None = None
@@ -89,6 +94,10 @@ class SignalSuperposition:
                 f"circuit has n_qubits={self.circuit.n_qubits}, where signals={self.signals!r} "
                 f"need {len(self.signals)}."
             )
+        if self.signal_scales is not None:
+            count = len(self.signals)
+            allowed = f"{count} finite numbers, one for each signal"
+            _check_numbers("signal_scales", self.signal_scales, (count,), allowed)
         _check_numbers("quantum_weights", self.quantum_weights, (2,), "two finite numbers, λ₁, λ₂")
         _check_numbers("learning_rate_factor", self.learning_rate_factor, (), "a finite number")
         _ = self._probed  # checks circuit and device
@@ -142,10 +151,14 @@ class SignalSuperposition:
         values = {"update": update, "gradient": gradient, "parameter": parameter}
         signals = {name: value.astype(dtype) for name, value in values.items()}
         signals["agreement"] = signals["update"] * signals["gradient"]
-        return self.answers([signals[name] for name in self.signals])
+        read = [signals[name] for name in self.signals]
+        if self.signal_scales is not None:
+            scales = (jnp.asarray(scale, dtype) for scale in self.signal_scales)
+            read = [scale * x for scale, x in zip(scales, read, strict=True)]
+        return self.answers(read)
 
     def answers(self, signals: Sequence[Float[Array, "..."]]) -> tuple[Array, Array]:
-        """z₁ and z₂ of the signals x, one array for each qubit, all of one shape and dtype.
+        """z₁ and z₂ of the scaled signals c x, an array for each qubit, all of one shape and dtype.
 
         What this returns is all that the step asks of a circuit: a subclass may answer by
         something else, as a control.
@@ -177,7 +190,9 @@ class SignalSuperposition:
             step = u * (1 + first * z1) + second * z2 * jnp.tanh(g)
             return (jnp.asarray(self.learning_rate_factor, dtype) * step).astype(update.dtype)
 
-        numbers = jax.tree.leaves((self.quantum_weights, self.learning_rate_factor))
+        numbers = jax.tree.leaves(
+            (self.quantum_weights, self.learning_rate_factor, self.signal_scales)
+        )
         traced = self.circuit.traced or any(isinstance(x, Tracer) for x in numbers)
         # A function that closes over what is traced must not outlive that trace.
         return gated if traced else jax.jit(gated)

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import qsgd_jax as qsgd
 
 CIRCUIT = qsgd.Circuit(n_qubits=4, depth=2, seed=3)
-GATES = qsgd.SignalSuperposition(CIRCUIT, (0.4, 0.3), 1.2)
+GATES = qsgd.SignalSuperposition(CIRCUIT, (0.4, 0.3), 1.2, signal_scales=(0.7, 1.5, 1.0, 4.0))
 SHAPES = {"kernel": (6, 5), "bias": (5,), "scale": (), "zeros": (3,)}
 
 
@@ -56,7 +56,9 @@ def _readouts(gates, u, g, theta):
         "parameter": theta / rms if rms else np.zeros_like(theta),
         "agreement": u * g,
     }
-    half_turns = np.stack([np.arctan(signals[name]).ravel() for name in gates.signals], -1) / np.pi
+    scales = gates.signal_scales or [1.0] * len(gates.signals)
+    read = [c * signals[name].ravel() for c, name in zip(scales, gates.signals, strict=True)]
+    half_turns = np.arctan(np.stack(read, -1)) / np.pi
     signs = np.array([1 if name == "agreement" else -1 for name in gates.signals])
     run = gates.circuit.qnode("default.qubit")
     answers = (np.array(run(half_turns)) + np.array(run(signs * half_turns))) / 2
@@ -210,6 +212,7 @@ def test_hypergradients_equal_central_differences(float64):
             (numbers[8], numbers[9]),
             numbers[10],
             signals=("parameter", "agreement"),
+            signal_scales=(numbers[11], numbers[12]),
             device="default.qubit",
         )
         optimizer = qsgd.learned_superpositional_adamw(0.05, eps_root=1e-12, superposition=gates)
@@ -219,12 +222,12 @@ def test_hypergradients_equal_central_differences(float64):
             trained = optax.apply_updates(trained, updates)
         return _loss(trained)
 
-    numbers = np.concatenate([np.random.default_rng(2).normal(size=8), [0.4, 0.3, 1.1]])
+    numbers = np.concatenate([np.random.default_rng(2).normal(size=8), [0.4, 0.3, 1.1, 0.8, 3.0]])
     found = jax.jit(jax.grad(final))(jnp.asarray(numbers))
     steps = 1e-5 * np.eye(len(numbers))
     expected = [(final(numbers + h) - final(numbers - h)) / 2e-5 for h in steps]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-8)
-    assert (np.abs(found) > 1e-6).sum() == 9  # all but the last layer's RZ, which are idle
+    assert (np.abs(found) > 1e-6).sum() == 11  # all but the last layer's RZ, which are idle
 
 
 def test_trained_on_a_mesh_it_is_that_of_one_device():
@@ -294,6 +297,11 @@ def test_a_probe_by_shots_comes_near_the_exact_one():
         ({"quantum_weights": (0.5, np.nan)}, "must be two finite numbers"),
         ({"quantum_weights": "ab"}, "must be two finite numbers"),
         ({"learning_rate_factor": np.inf}, "learning_rate_factor=inf must be a finite number"),
+        ({"signal_scales": (1.0, 2.0)}, r"signal_scales=\(1.0, 2.0\) must be 4 finite numbers"),
+        (
+            {"signal_scales": (1.0, 2.0, 3.0, np.nan)},
+            "must be 4 finite numbers, one for each signal",
+        ),
         ({"device": "no.such"}, "device='no.such' is not installed"),
     ],
 )
@@ -340,6 +348,7 @@ def test_a_circuit_is_read_as_it_was_written(tmp_path):
     read = qsgd.load_superposition(path, device="default.qubit")
     np.testing.assert_allclose(read.coefficients, GATES.coefficients, atol=1e-12)
     assert read.quantum_weights == GATES.quantum_weights and read.learning_rate_factor == 1.2
+    assert read.signal_scales == GATES.signal_scales
 
 
 @pytest.mark.parametrize(
@@ -348,9 +357,10 @@ def test_a_circuit_is_read_as_it_was_written(tmp_path):
         ({"depth": 3}, r"weights has shape \(2, 4, 2\)"),
         ({"n_qubits": 3}, r"weights has shape \(2, 4, 2\)"),
         ({"signals": ["update", "gradient"]}, "n_qubits=4, where signals"),
-        ({"format": 1}, "format=1; this release reads 2"),
+        ({"format": 2}, "format=2; this release reads 3"),
         ({"angles": None}, "angles=None must be of list"),
         ({"quantum_weights": [1.0, "x"]}, "must be two finite numbers"),
+        ({"signal_scales": [1.0]}, "must be 4 finite numbers"),
     ],
 )
 def test_angles_of_another_circuit_or_version_are_refused(tmp_path, changes, message):

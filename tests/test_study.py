@@ -24,7 +24,7 @@ from benchmarks.study.contenders import (
     with_circuit,
 )
 from benchmarks.study.plan import Plan, best_trial, compare, measure, total_seconds
-from benchmarks.study.results import Results, diverged, final_loss, read_results
+from benchmarks.study.results import Results, diverged, final_loss, identity, read_results
 from benchmarks.study.runner import Bench
 from benchmarks.workloads.base import Workload, learning_rates, training_run
 from benchmarks.workloads.real import HELD_OUT
@@ -62,19 +62,19 @@ def sgd(name, factor=1.0, learning_rate=(0.003, 0.1)):
 
 
 class Counting(Bench):
-    def __init__(self, contenders):
-        super().__init__(quadratic, contenders)
+    def __init__(self, contenders, batch):
+        super().__init__(quadratic, contenders, batch=batch)
         self.ran = []
 
-    def run(self, job):
-        self.ran.append(job)
-        return super().run(job)
+    def run(self, jobs):
+        self.ran += jobs
+        return super().run(jobs)
 
 
-def planned(*contenders, **options):
+def planned(*contenders, batch=1, **options):
     named = {contender.name: contender for contender in contenders}
     settings = {"trials": 4, "seeds": 6, "points": 5} | options
-    return Plan({"bowl": 20}, named, **settings), Counting(named)
+    return Plan({"bowl": 20}, named, **settings), Counting(named, batch)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_resuming_after_half_a_line_runs_that_job_alone_and_counts_nothing_twice
     whole = path.read_text()
     cut = tmp_path / "results.jsonl"
     cut.write_text(whole[:-40])
-    bench = Counting(plan.contenders)
+    bench = Counting(plan.contenders, 1)
     compare(plan, bench, Results(cut), progress=False)
     assert len(bench.ran) == 1
 
@@ -144,6 +144,18 @@ def test_resuming_after_half_a_line_runs_that_job_alone_and_counts_nothing_twice
         return sorted(json.dumps(line) for line in lines)
 
     assert content(cut.read_text()) == content(whole)
+
+
+def test_runs_in_batches_are_those_one_by_one(finished, tmp_path):
+    plan, _, path = finished
+    bench = Counting(plan.contenders, 4)  # which divides neither 6 seeds nor 3 robustness runs
+    compare(plan, bench, Results(tmp_path / "results.jsonl"), progress=False)
+    one_by_one = {identity(line): line for line in read_results(path)}
+    batched = {identity(line): line for line in read_results(tmp_path / "results.jsonl")}
+    assert one_by_one.keys() == batched.keys() and len(bench.ran) == len(one_by_one)
+    for name, line in one_by_one.items():
+        for curve in ("train", "validation"):
+            np.testing.assert_allclose(batched[name][curve], line[curve], rtol=2e-5)
 
 
 def test_other_hyperparameters_settings_and_lengths_are_other_jobs(finished):
@@ -258,9 +270,9 @@ def test_every_contender_learns_the_bowl_with_traced_hyperparameters(name):
     job = plan.tuning("bowl", contender)[0]
     rate = 0.03 if name == "lion" else 0.1
     hyper = job.hyper | {"learning_rate": rate, "weight_decay": 0.0}
-    result = bench.run(dataclasses.replace(job, hyper=hyper, steps=50))
+    (result,) = bench.run([dataclasses.replace(job, hyper=hyper, steps=50)])
     assert result["validation"][-1] < 0.8 * result["validation"][0]
-    longer = bench.run(dataclasses.replace(job, hyper=hyper, steps=100))
+    (longer,) = bench.run([dataclasses.replace(job, hyper=hyper, steps=100)])
     assert longer["validation"][-1] < result["validation"][0]
     assert len(longer["validation"]) == len(longer["train"]) + 1 == 6
 
@@ -373,7 +385,9 @@ def test_splits_of_real_tasks_differ_in_what_is_evaluated_alone(name):
 def test_real_tasks_train(name):
     workload, key = HELD_OUT[name](DATA), jax.random.key(0)
     curves = jax.jit(
-        lambda data: training_run(workload, optax.adamw(1e-3), data, key, steps=4, points=1)
+        lambda data: training_run(
+            workload, lambda _: optax.adamw(1e-3), data, key, steps=4, points=1
+        )
     )(workload.data(key))
     assert curves.validation_loss[1] < curves.validation_loss[0]
 

@@ -1,5 +1,6 @@
 """The synthetic tasks: all train under vmap, and their models agree with independent references."""
 
+import collections
 import functools
 
 import jax
@@ -57,9 +58,9 @@ def trained(workload):
     return jit(jax.vmap(train))(*drawn(workload), rates, jax.random.split(jax.random.key(4), 2))
 
 
-def test_the_tasks_are_as_many_as_promised_and_two_of_each_family():
-    families = [workload.family for workload in META_TRAINING]
-    assert sorted(families) == sorted(["mlp", "convolution", "transformer", "embedding"] * 2)
+def test_the_tasks_are_as_many_as_promised_and_two_of_each_family_at_least():
+    families = collections.Counter(workload.family for workload in META_TRAINING)
+    assert families == {"mlp": 3, "convolution": 3, "transformer": 4, "embedding": 2}
     assert len(VALIDATION) == 5
     assert len({workload.name for workload in ALL}) == len(ALL)
 

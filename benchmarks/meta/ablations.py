@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-import pennylane as qml
 from jaxtyping import Array
 
 import qsgd_jax as qsgd
+from benchmarks.meta.gates import WithoutChains
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,32 +31,6 @@ class MutedSignal(qsgd.SignalSuperposition):
             for name, x in zip(self.signals, signals, strict=True)
         ]
         return super().answers(heard)
-
-
-@dataclass(frozen=True)
-class WithoutChains(qsgd.Circuit):
-    """A circuit without the CNOT chains of some layers.
-
-    Attributes:
-        unchained: Which layers, from 0.
-    """
-
-    unchained: Collection[int] = ()
-
-    def run(self, encoding: Any, angles: Any, readout: str = "expectation", wires: Any = None):
-        """Apply the gates and measure Z on every wire."""
-        wires = list(range(self.n_qubits)) if wires is None else list(wires)
-        for wire in wires:
-            qml.Hadamard(wire)
-        for layer in range(self.depth):
-            for j, wire in enumerate(wires):
-                if layer < self.uploads:
-                    qml.RY(encoding[..., layer, j], wire)
-                qml.RY(angles[..., layer, j, 0], wire)
-                qml.RZ(angles[..., layer, j, 1], wire)
-            for pair in itertools.pairwise(wires) if layer not in self.unchained else ():
-                qml.CNOT(pair)
-        return tuple(qml.expval(qml.Z(wire)) for wire in wires)
 
 
 def ablations(source: qsgd.SignalSuperposition) -> dict[str, qsgd.SignalSuperposition]:

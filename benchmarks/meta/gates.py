@@ -1,20 +1,22 @@
 """What can be learned: the circuit, and classical gates with as many free numbers as controls.
 
-Each is a vector of numbers: those of the gate itself, then λ₁, λ₂ and log κ.
+Each is a vector of numbers: those of the gate itself, then the logarithms of the signals' scales,
+λ₁, λ₂ and log κ.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pennylane as qml
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -31,7 +33,7 @@ class Gate:
 
     Attributes:
         name: What tables and files call it.
-        size: How many numbers are learned, λ₁, λ₂ and log κ among them.
+        size: How many numbers are learned, scales, λ₁, λ₂ and log κ among them.
         build: From the numbers, which may be traced, to what `learned_superpositional_adamw`
             takes.
         start: From a seed to numbers to start from.
@@ -42,6 +44,36 @@ class Gate:
     build: Callable[[Any], qsgd.SignalSuperposition]
     start: Callable[[int], np.ndarray]
 
+    def probed(self, numbers: Any) -> Any:
+        """Return what `restored` makes the gate of, without running a circuit again.
+
+        Args:
+            numbers: May be traced.
+        """
+        superposition = self.build(numbers)
+        traced = superposition.circuit.traced
+        return numbers, superposition.coefficients if traced else ()
+
+    def restored(self, probed: Any) -> qsgd.SignalSuperposition:
+        """Return the gate in a training loop, outside of which `probed` was asked."""
+        numbers, known = probed
+        superposition = self.build(numbers)
+        if superposition.circuit.traced:
+            vars(superposition)["coefficients"] = known  # the cache of this property
+        return superposition
+
+
+def _common(numbers: Any, signals: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments of `SignalSuperposition` that every gate learns, from the last numbers."""
+    scales = jnp.exp(numbers[-3 - len(signals) : -3])
+    return {
+        "quantum_weights": (numbers[-3], numbers[-2]),
+        "learning_rate_factor": jnp.exp(numbers[-1]),
+        "signals": signals,
+        "signal_scales": tuple(scales),
+        "device": "default.qubit",
+    }
+
 
 class ClassicalGate(qsgd.SignalSuperposition):
     """A control: the same step, gated by something that is no circuit."""
@@ -49,13 +81,7 @@ class ClassicalGate(qsgd.SignalSuperposition):
     _answer: Callable[[Sequence[Array]], tuple[Array, Array]]
 
     def __init__(self, answer: Answer, numbers: Any, signals: tuple[str, ...] = SIGNALS):
-        super().__init__(
-            qsgd.Circuit(len(signals)),
-            (numbers[-3], numbers[-2]),
-            jnp.exp(numbers[-1]),
-            signals,
-            device="default.qubit",
-        )
+        super().__init__(qsgd.Circuit(len(signals)), **_common(numbers, signals))
         object.__setattr__(self, "_answer", partial(answer, numbers))
 
     def answers(self, signals: Sequence[Array]) -> tuple[Array, Array]:
@@ -79,41 +105,54 @@ def circuit(depth: int = 3, signals: tuple[str, ...] = SIGNALS) -> Gate:
     angles = depth * n * 2
 
     def build(numbers: Any) -> qsgd.SignalSuperposition:
+        weights = numbers[:angles].reshape(depth, n, 2)
         return qsgd.SignalSuperposition(
-            qsgd.Circuit(n, depth, weights=numbers[:angles].reshape(depth, n, 2)),
-            (numbers[-3], numbers[-2]),
-            jnp.exp(numbers[-1]),
-            signals,
-            device="default.qubit",
+            qsgd.Circuit(n, depth, weights=weights), **_common(numbers, signals)
         )
 
     name = f"circuit-{depth}"
     for missing in SIGNALS:
         name += "" if missing in signals else f"-without-{missing}"
-    return Gate(name, angles + 3, build, partial(_start, angles))
+    return _gate(name, angles, signals, build)
 
 
-def unentangled(depth: int = 3) -> Gate:
-    """Without entanglement: each readout sees one signal, z₁ the agreement and z₂ the update.
+@dataclass(frozen=True)
+class WithoutChains(qsgd.Circuit):
+    """A circuit without the CNOT chains of some layers.
 
-    A qubit by itself answers `c + a cos π(s − s₀) + b sin π(s − s₀)`, all but s from its angles.
+    Attributes:
+        unchained: Which layers, from 0.
     """
-    angles = depth * 2 * 2
 
-    def answer(numbers: Numbers, signals: Sequence[Array]) -> tuple[Array, Array]:
-        layers = numbers[:angles].reshape(2, depth, 1, 2)
-        answers = []
-        for sine, weights in zip(reversed(signals), layers, strict=True):
-            one = qsgd.Circuit(1, depth, weights=weights)
-            constant, a, b = qsgd.Superposition(one, device="default.qubit").coefficients[0]
-            origin, cosine = jnp.pi * one.origin[0], jnp.sqrt(1 - sine * sine)
-            turned = cosine * jnp.cos(origin) + sine * jnp.sin(origin)
-            slope = sine * jnp.cos(origin) - cosine * jnp.sin(origin)
-            answers.append(constant + a * turned + b * slope)
-        return answers[0], answers[1]
+    unchained: Collection[int] = ()
 
-    build = partial(ClassicalGate, answer, signals=("update", "agreement"))
-    return Gate(f"unentangled-{depth}", angles + 3, build, partial(_start, angles))
+    def run(self, encoding: Any, angles: Any, readout: str = "expectation", wires: Any = None):
+        """Apply the gates and measure Z on every wire."""
+        wires = list(range(self.n_qubits)) if wires is None else list(wires)
+        for wire in wires:
+            qml.Hadamard(wire)
+        for layer in range(self.depth):
+            for j, wire in enumerate(wires):
+                if layer < self.uploads:
+                    qml.RY(encoding[..., layer, j], wire)
+                qml.RY(angles[..., layer, j, 0], wire)
+                qml.RZ(angles[..., layer, j, 1], wire)
+            for pair in itertools.pairwise(wires) if layer not in self.unchained else ():
+                qml.CNOT(pair)
+        return tuple(qml.expval(qml.Z(wire)) for wire in wires)
+
+
+def unentangled(depth: int = 2) -> Gate:
+    """Without entanglement: each readout sees one signal, z₁ the agreement and z₂ the update."""
+    signals = ("update", "agreement")
+    angles = depth * len(signals) * 2
+
+    def build(numbers: Any) -> qsgd.SignalSuperposition:
+        weights = numbers[:angles].reshape(depth, len(signals), 2)
+        circuit = WithoutChains(len(signals), depth, weights=weights, unchained=range(depth))
+        return qsgd.SignalSuperposition(circuit, **_common(numbers, signals))
+
+    return _gate(f"unentangled-{depth}", angles, signals, build)
 
 
 def perceptron(hidden: int = 2) -> Gate:
@@ -135,15 +174,13 @@ def perceptron(hidden: int = 2) -> Gate:
         )
         return z1, z2
 
-    size = sum(sizes)
-    build = partial(ClassicalGate, answer)
-    return Gate(f"perceptron-{hidden}", size + 3, build, partial(_start, size))
+    return _gate(f"perceptron-{hidden}", sum(sizes), SIGNALS, partial(ClassicalGate, answer))
 
 
 def multilinear() -> Gate:
     """Eight coefficients a gate: of all products of signals that mirroring leaves as they are."""
     odd = [j for j, name in enumerate(SIGNALS) if name != "agreement"]
-    pairs = [(), *combinations(odd, 2)]
+    pairs = [(), *itertools.combinations(odd, 2)]
     subsets = pairs + [(*pair, SIGNALS.index("agreement")) for pair in pairs]
     size = 2 * len(subsets)
 
@@ -153,19 +190,29 @@ def multilinear() -> Gate:
         z1, z2 = (sum(map(operator.mul, row, terms), jnp.zeros(())) for row in table)
         return z1, z2
 
-    build = partial(ClassicalGate, answer)
-    return Gate("multilinear", size + 3, build, partial(_start, size))
+    return _gate("multilinear", size, SIGNALS, partial(ClassicalGate, answer))
 
 
-def _start(size: int, seed: int) -> np.ndarray:
-    """Random numbers for the gate, λ = 0.3 for both, κ = 1."""
-    drawn = np.random.default_rng(seed).normal(0, 0.7, size)
-    return np.concatenate([drawn, [0.3, 0.3, 0.0]]).astype(np.float32)
+def _gate(
+    name: str,
+    size: int,
+    signals: tuple[str, ...],
+    build: Callable[[Any], qsgd.SignalSuperposition],
+) -> Gate:
+    """The gate of `size` numbers of its own."""
+
+    def start(seed: int) -> np.ndarray:
+        """Random numbers for the gate, scales of 1, λ = 0.3 for both, κ = 1."""
+        drawn = np.random.default_rng(seed).normal(0, 0.7, size)
+        common = [*(0.0 for _ in signals), 0.3, 0.3, 0.0]
+        return np.concatenate([drawn, common]).astype(np.float32)
+
+    return Gate(name, size + len(signals) + 3, build, start)
 
 
 def all_gates() -> dict[str, Gate]:
     """Return the circuit, its ablations and the classical controls, by name."""
     gates = [circuit(depth) for depth in (1, 2, 3, 4)]
-    gates += [circuit(3, tuple(s for s in SIGNALS if s != gone)) for gone in SIGNALS]
+    gates += [circuit(2, tuple(s for s in SIGNALS if s != gone)) for gone in SIGNALS]
     gates += [unentangled(), perceptron(), perceptron(3), multilinear()]
     return {gate.name: gate for gate in gates}

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ from benchmarks.meta.objective import (
     Objective,
     draw_episodes,
 )
-from benchmarks.reporting import write_atomically
+from benchmarks.reporting import provenance, write_atomically, write_json
 from benchmarks.workloads.base import Workload, learning_rates
 
+# Of AdamW's best learning rate, that a gate is validated at.
+RATE_FACTORS = (0.25, 0.5, 1.0, 2.0)
 _STEP_SIZE = 0.3
 # Steps that a hypergradient reaches back over, and how many such windows make a generation's run.
 _WINDOW, _WINDOWS = 20, 10
@@ -44,6 +46,7 @@ class Assignment:
         gate: What is learned.
         workloads: The tasks.
         population: Candidates a generation, or for hypergradients runs of each task.
+        episodes: Of each task in a generation of evolution.
         seed: Of everything that is drawn.
         rates: As in `Objective`.
     """
@@ -51,16 +54,17 @@ class Assignment:
     gate: Gate
     workloads: Sequence[Workload]
     population: int
+    episodes: int
     seed: int
     rates: Path
 
 
 class Evolution:
-    """CMA-ES on mean ranks: a generation's candidates meet the same episodes, one of each task."""
+    """CMA-ES on mean ranks: a generation's candidates meet the same episodes of each task."""
 
     def __init__(self, given: Assignment):
         self._objective = Objective(given.workloads, given.gate, given.rates)
-        self._n_tasks = len(given.workloads)
+        self._n_tasks, self._repeats = len(given.workloads), given.episodes
         self._seed = given.seed
         self._strategy = CMA_ES(given.population, jnp.zeros(given.gate.size))
         self._params = self._strategy.default_params.replace(std_init=jnp.asarray(_STEP_SIZE))
@@ -77,14 +81,15 @@ class Evolution:
         rng = np.random.default_rng([self._seed, number])
         ask, tell = jax.random.split(jax.random.fold_in(jax.random.key(self._seed), number))
         candidates, state = self._strategy.ask(ask, self.state, self._params)
-        episodes = draw_episodes(rng, self._n_tasks)
-        scores = in_parallel(lambda e: self._objective(np.asarray(candidates), e), episodes)
+        episodes = draw_episodes(rng, self._n_tasks, repeats=self._repeats)
+        asked = in_parallel(lambda e: self._objective(np.asarray(candidates), e), episodes)
+        scores = np.concatenate(asked, axis=1)
         # By ranks, tasks whose losses end near a floor of noise count as much as the others.
-        fitness = stats.rankdata(scores, axis=1).mean(axis=0)
+        fitness = stats.rankdata(scores, axis=0).mean(axis=1)
         self.state, _ = self._strategy.tell(
             tell, candidates, jnp.asarray(fitness, jnp.float32), state, self._params
         )
-        means = np.mean(scores, axis=0)
+        means = scores.mean(axis=1)
         return {
             "score": float(means.mean()),
             "best": float(means[np.argmin(fitness)]),
@@ -119,7 +124,7 @@ class Hypergradients:
             rate = best * episode.learning_rate
             return self._gradients[episode.task](numbers, keys, rate, episode.cosine)
 
-        found = in_parallel(one, draw_episodes(rng, len(self._gradients)))
+        found = in_parallel(one, [e for (e,) in draw_episodes(rng, len(self._gradients))])
         gradient = jnp.stack([_unit(g) for _, g in found]).mean(0)
         updates, adam_state = self._adam.update(gradient, adam_state)
         self.state = (optax.apply_updates(numbers, updates), adam_state)
@@ -197,7 +202,7 @@ def in_parallel(function: Callable[[Any], Any], items: Sequence[Any]) -> list[An
 def validate(
     objective: Objective, numbers: Float[np.ndarray, " size"], *, seeds: int, most: int = 400
 ) -> dict[str, float]:
-    """Return the mean score on each task, at AdamW's best learning rates, of fixed episodes.
+    """Return the mean score on each task of fixed episodes, at the best of a few learning rates.
 
     Args:
         objective: The validation tasks'.
@@ -206,22 +211,22 @@ def validate(
         most: The longest horizon.
     """
     n_tasks = len(objective.names)
-    episodes = [
+    drawn = [
         episode
         for seed in range(seeds)
-        for episode in draw_episodes(
-            np.random.default_rng([2511, seed]), n_tasks, spread=0.0, most=most
-        )
+        for (episode,) in draw_episodes(np.random.default_rng([2511, seed]), n_tasks, most=most)
     ]
-    scores = in_parallel(lambda episode: objective(numbers[None], episode)[0], episodes)
-    table = np.reshape(scores, (seeds, n_tasks))
-    return dict(zip(objective.names, map(float, table.mean(0)), strict=True))
+    tried = [[replace(e, learning_rate=factor) for factor in RATE_FACTORS] for e in drawn]
+    scores = in_parallel(lambda episodes: objective(numbers[None], episodes)[0], tried)
+    best = np.reshape(scores, (seeds, n_tasks, len(RATE_FACTORS))).mean(0).min(-1)
+    return dict(zip(objective.names, map(float, best), strict=True))
 
 
 class Record:
     """A run's files: `state.msgpack` to go on from, and a line of `history.jsonl` a generation.
 
-    The state is written first. Where it is a generation ahead of the history, that line is lost
+    `settings.json` and `provenance.json` say how, where and by which code it was begun. The state
+    is written first. Where it is a generation ahead of the history, that line is lost
     and nothing else, so the history's lines carry their numbers.
 
     Args:
@@ -231,6 +236,7 @@ class Record:
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self._state, self._history = folder / "state.msgpack", folder / "history.jsonl"
+        self._provenance = folder / "provenance.json"
         folder.mkdir(parents=True, exist_ok=True)
         claimed = folder / "settings.json"
         if claimed.exists() and json.loads(claimed.read_text()) != settings:
@@ -239,6 +245,8 @@ class Record:
                 f"these are {json.dumps(settings)}. Choose another --output."
             )
         write_atomically(claimed, json.dumps(settings) + "\n")
+        if not self._provenance.exists():
+            write_json(self._provenance, provenance())
 
     def resume(self, learner: Any) -> int:
         """Put the learner where it stood and return how many generations it has done."""
@@ -258,7 +266,12 @@ class Record:
         content = {"done": done, "learner": jax.tree.leaves(learner.state)}
         write_atomically(self._state, serialization.to_bytes(content))
         with self._history.open("a") as file:
-            file.write(json.dumps({"generation": done} | line) + "\n")
+            numbers = [float(x) for x in learner.numbers]
+            file.write(json.dumps({"generation": done} | line | {"numbers": numbers}) + "\n")
+
+    def provenance(self) -> dict[str, Any]:
+        """Return where and by which code the run was begun."""
+        return json.loads(self._provenance.read_text())
 
     def history(self) -> list[dict[str, Any]]:
         """Return the lines of the generations, the last of each number."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 import qsgd_jax as qsgd
 from benchmarks.meta.gates import Gate
@@ -50,48 +50,45 @@ class Episode:
 
 
 def draw_episodes(
-    rng: np.random.Generator, n_tasks: int, *, spread: float = 0.3, most: int = HORIZONS[-1]
-) -> list[Episode]:
-    """Draw one episode of each task: short horizons more often, so that each costs as much.
+    rng: np.random.Generator,
+    n_tasks: int,
+    *,
+    repeats: int = 1,
+    spread: float = 0.3,
+    most: int = HORIZONS[-1],
+) -> list[list[Episode]]:
+    """Draw episodes of each task, all of one task with the same horizon.
+
+    Short horizons are drawn more often, by the root of their length, and decaying learning rates
+    three times as often as constant ones.
 
     Args:
         rng: Source of all that is drawn.
         n_tasks: Number of tasks.
+        repeats: Number of episodes of each task.
         spread: Of the learning rates, in decades to both sides.
         most: The longest horizon.
     """
     horizons = np.array([h for h in HORIZONS if h <= most])
-    odds = 1 / horizons
-    return [
-        Episode(
+    odds = 1 / np.sqrt(horizons)
+
+    def draw(task: int, horizon: int) -> Episode:
+        return Episode(
             task,
-            int(rng.choice(horizons, p=odds / odds.sum())),
-            bool(rng.integers(2)),
+            horizon,
+            bool(rng.random() < 0.75),
             float(10 ** rng.uniform(-spread, spread)),
             int(rng.integers(2**31)),
         )
-        for task in range(n_tasks)
-    ]
+
+    lengths = [int(rng.choice(horizons, p=odds / odds.sum())) for _ in range(n_tasks)]
+    return [[draw(task, length) for _ in range(repeats)] for task, length in enumerate(lengths)]
 
 
-def _curves(
-    optimizer: Callable[[optax.Schedule], optax.GradientTransformation],
-    workload: Workload,
-    key: Key[Array, ""],
-    steps: Any,
-    learning_rate: Any,
-    cosine: Any,
-) -> Curves:
-    data_key, run_key = jax.random.split(key)
-    schedule = learning_rates(learning_rate, steps, warmup=WARMUP, cosine=cosine)
-    data = workload.data(data_key)
-    return training_run(workload, optimizer(schedule), data, run_key, steps=steps, points=POINTS)
-
-
-def score(curves: Curves) -> Float[Array, ""]:
+def score(curves: Curves) -> Float[Array, "*runs"]:
     """Return the mean logarithm of the validation loss along the way and at the end, half each."""
-    logs = jnp.log(curves.validation_loss[1:])
-    return 0.5 * logs.mean() + 0.5 * logs[-1]
+    logs = jnp.log(curves.validation_loss[..., 1:])
+    return 0.5 * logs.mean(-1) + 0.5 * logs[..., -1]
 
 
 class Objective:
@@ -105,9 +102,10 @@ class Objective:
 
     def __init__(self, workloads: Sequence[Workload], gate: Gate, rates: Path):
         self._rates, self._lock = rates, threading.Lock()
-        self._gated = [_compiled(workload, gate) for workload in workloads]
-        self._adamw = [_baseline(workload) for workload in workloads]
+        self._scores = [_compiled(workload, gate) for workload in workloads]
         self.names = [workload.name for workload in workloads]
+        # With λ₁ = λ₂ = 0 and κ = 1 every gate's step is AdamW's, so that one program runs both.
+        self._adamw = np.concatenate([gate.start(0)[:-3], np.zeros(3, np.float32)])
 
     def best_learning_rate(self, task: int, horizon: int, cosine: bool) -> float:
         """AdamW's best learning rate on a grid, over two seeds of the task."""
@@ -115,8 +113,10 @@ class Objective:
         known = self._known()
         if case not in known:
             keys = jax.random.split(jax.random.key(task), 2)
-            scores = self._adamw[task](keys, jnp.int32(horizon), jnp.asarray(GRID), cosine)
-            best = np.argmin(np.where(np.isfinite(scores), scores, np.inf).mean(1))
+            rates = np.broadcast_to(GRID[:, None], (len(GRID), 2))
+            numbers = np.broadcast_to(self._adamw, (len(GRID), len(self._adamw)))
+            found = self._scores[task](numbers, keys, horizon, rates, np.repeat(cosine, 2))
+            best = np.argmin(np.where(np.isfinite(found), found, np.inf).mean(1))
             with self._lock:
                 known = self._known() | {case: float(GRID[best])}
                 write_json(self._rates, known)
@@ -126,53 +126,51 @@ class Objective:
         return json.loads(self._rates.read_text()) if self._rates.exists() else {}
 
     def __call__(
-        self, candidates: Float[np.ndarray, "candidates size"], episode: Episode
-    ) -> Float[np.ndarray, " candidates"]:
-        """Return the mean log ratio of each candidate's losses to tuned AdamW's, at most 3."""
-        best = self.best_learning_rate(episode.task, episode.horizon, episode.cosine)
-        key, steps = jax.random.key(episode.seed), jnp.int32(episode.horizon)
-        reference = self._adamw[episode.task](
-            key[None], steps, jnp.asarray([best]), episode.cosine
-        )[0, 0]
-        rate = best * episode.learning_rate
-        scores = self._gated[episode.task](
-            jnp.asarray(candidates), key, steps, rate, episode.cosine
+        self, candidates: Float[np.ndarray, "candidates size"], episodes: Sequence[Episode]
+    ) -> Float[np.ndarray, "candidates episodes"]:
+        """Return the mean log ratio of each candidate's losses to tuned AdamW's, at most 3.
+
+        Args:
+            candidates: Their numbers.
+            episodes: Of one task and horizon.
+        """
+        ((task, horizon),) = {(episode.task, episode.horizon) for episode in episodes}
+        best = np.array([self.best_learning_rate(task, horizon, e.cosine) for e in episodes])
+        factors = np.array([episode.learning_rate for episode in episodes])
+        tried = np.broadcast_to(best * factors, (len(candidates), len(episodes)))
+        scores = self._scores[task](
+            np.vstack([self._adamw, candidates]).astype(np.float32),
+            jax.vmap(jax.random.key)(np.array([episode.seed for episode in episodes])),
+            horizon,
+            np.vstack([best, tried]),
+            np.array([episode.cosine for episode in episodes]),
         )
-        found = np.asarray(scores - reference, np.float64)
+        found = np.asarray(scores[1:] - scores[0], np.float64)
         return np.where(np.isfinite(found), np.minimum(found, WORST), WORST)
 
 
 def _compiled(workload: Workload, gate: Gate) -> Callable[..., Array]:
-    def one(numbers: Array, key: Any, steps: Any, learning_rate: Any, cosine: Any) -> Array:
-        superposition = gate.build(numbers)
-        return score(
-            _curves(
-                lambda schedule: qsgd.learned_superpositional_adamw(
-                    schedule, weight_decay=WEIGHT_DECAY, superposition=superposition
-                ),
-                workload,
-                key,
-                steps,
-                learning_rate,
-                cosine,
+    """Scores of candidates × episodes, of candidates' numbers and rates and episodes' keys."""
+
+    def scores(numbers: Array, keys: Any, steps: Any, rates: Array, cosine: Array) -> Array:
+        def optimizer(hyper: Any) -> optax.GradientTransformation:
+            probed, rate, decays = hyper
+            schedule = learning_rates(rate, steps, warmup=WARMUP, cosine=decays)
+            return qsgd.learned_superpositional_adamw(
+                schedule, weight_decay=WEIGHT_DECAY, superposition=gate.restored(probed)
             )
+
+        data_keys, run_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        curves = training_run(
+            workload,
+            optimizer,
+            jax.vmap(workload.data)(data_keys),
+            run_keys,
+            (jax.vmap(gate.probed)(numbers), rates, cosine),
+            steps=steps,
+            points=POINTS,
+            over=[(0, 0, (None, 0, 0)), (None, None, (0, 0, None))],
         )
+        return score(curves)
 
-    return jax.jit(jax.vmap(one, (0, None, None, None, None)))
-
-
-def _baseline(workload: Workload) -> Callable[..., Array]:
-    def one(key: Any, steps: Any, learning_rate: Any, cosine: Any) -> Array:
-        return score(
-            _curves(
-                lambda schedule: optax.adamw(schedule, weight_decay=WEIGHT_DECAY),
-                workload,
-                key,
-                steps,
-                learning_rate,
-                cosine,
-            )
-        )
-
-    over_keys = jax.vmap(one, (0, None, None, None))
-    return jax.jit(jax.vmap(over_keys, (None, None, 0, None)))
+    return jax.jit(scores)

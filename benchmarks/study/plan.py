@@ -176,8 +176,8 @@ class Cost:
 
     Attributes:
         compile_seconds: To compile its training run for one split.
-        step_seconds: A step.
-        look_seconds: An evaluation.
+        step_seconds: A step, in a full batch of runs.
+        look_seconds: An evaluation, likewise.
     """
 
     compile_seconds: float
@@ -198,9 +198,8 @@ def measure(plan: Plan, bench: Bench, workload: str, contender: Contender) -> Co
     bench.workload(workload, "validation")  # its loading is not to be timed
 
     def seconds(steps: int) -> float:
-        return bench.run(plan.job("tuning", workload, contender, "timing", hyper, 0, steps))[
-            "seconds"
-        ]
+        job = plan.job("tuning", workload, contender, "timing", hyper, 0, steps)
+        return bench.run([job] * bench.batch)[0]["seconds"]
 
     began = time.perf_counter()
     seconds(plan.points)
@@ -208,7 +207,7 @@ def measure(plan: Plan, bench: Bench, workload: str, contender: Contender) -> Co
     short, long = seconds(plan.points), seconds(4 * plan.points)
     step = max(0.0, (long - short) / (3 * plan.points))
     looks = max(0.0, short - step * plan.points) / (plan.points + 1)
-    return Cost(compiled - short, step, looks)
+    return Cost(compiled - bench.batch * short, step, looks)
 
 
 def total_seconds(plan: Plan, workload: str, cost: Cost) -> float:

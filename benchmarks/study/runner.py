@@ -1,4 +1,4 @@
-"""Run jobs, each contender compiled once on each task, on all cores."""
+"""Run jobs, each contender compiled once on each task, on all cores or batched on a GPU."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from tqdm import tqdm
 
 from benchmarks.study.contenders import Contender
@@ -28,25 +30,45 @@ class Bench:
     Args:
         open_workload: From a task's name and a split to the task.
         contenders: By name.
+        batch: Number of runs that are mapped into one program; on CPU it is faster to run them one
+            by one.
     """
 
-    def __init__(self, open_workload: Open, contenders: Mapping[str, Contender]):
+    def __init__(self, open_workload: Open, contenders: Mapping[str, Contender], *, batch: int = 1):
         self._open = open_workload
         self._contenders = contenders
+        self.batch = batch
         self._lock = threading.Lock()
         self._once: dict[tuple[Any, ...], _Once] = {}
 
-    def run(self, job: Job) -> Result:
-        """Train, and return the line of the results."""
-        workload = self.workload(job.workload, job.split)
-        run = self.compiled(job)
+    def run(self, jobs: Sequence[Job]) -> list[Result]:
+        """Train, and return the lines of the results.
+
+        Args:
+            jobs: As many as `batch` at most, of one task, contender, length and split.
+        """
+        workload = self.workload(jobs[0].workload, jobs[0].split)
+        run = self.compiled(jobs[0])
         began = time.perf_counter()
-        curves: Curves = jax.device_get(run(*_arguments(job, workload)))
-        return job.as_json() | {
-            "train": _rounded(curves.train_loss),
-            "validation": _rounded(curves.validation_loss),
-            "seconds": round(time.perf_counter() - began, 3),
-        }
+        curves: Curves = jax.device_get(run(*self._arguments(jobs, workload)))
+        each = (time.perf_counter() - began) / len(jobs)
+        losses = (np.reshape(x, (self.batch, -1)) for x in curves)
+        return [
+            job.as_json()
+            | {"train": _rounded(train), "validation": _rounded(seen), "seconds": round(each, 3)}
+            for job, train, seen in zip(jobs, *losses, strict=False)  # the rest fills the batch up
+        ]
+
+    def batches(self, jobs: Iterable[Job]) -> list[list[Job]]:
+        """Return the jobs in groups that can run together."""
+        groups: dict[tuple[Any, ...], list[list[Job]]] = {}
+        for job in jobs:
+            alike = (job.workload, job.contender, job.split, job.steps, job.points)
+            found = groups.setdefault(alike, [[]])
+            if len(found[-1]) == self.batch:
+                found.append([])
+            found[-1].append(job)
+        return [group for found in groups.values() for group in found]
 
     def workload(self, name: str, split: Split) -> Workload:
         """Return a task, built at the first call."""
@@ -58,13 +80,27 @@ class Bench:
         Hyperparameters, seeds and horizons are arguments of the one compiled run.
         """
         workload = self.workload(job.workload, job.split)
-        arguments = _arguments(job, workload)
+        arguments = self._arguments([job], workload)
         # A split changes nothing but the data: where their shapes agree, one run serves both.
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments[0]))
-        run = _run(workload, self._contenders[job.contender], job.points)
+        over = [] if self.batch == 1 else [(None, 0, 0)]
+        run = _run(workload, self._contenders[job.contender], job.points, over)
         return self._once_for("run", job.workload, job.contender, job.points, shapes).get(
             lambda: jax.jit(run).lower(*arguments).compile()
         )
+
+    def _arguments(self, jobs: Sequence[Job], workload: Workload) -> tuple[Any, ...]:
+        """Data, hyperparameters, keys and length; the last job fills the batch up."""
+        filled = [*jobs, *[jobs[-1]] * (self.batch - len(jobs))]
+        shape = () if self.batch == 1 else (self.batch,)
+        hyper = {
+            name: jnp.reshape(jnp.array([job.hyper[name] for job in filled], jnp.float32), shape)
+            for name in jobs[0].hyper
+        }
+        keys = jnp.stack([jax.random.key(job.seed) for job in filled]).reshape(shape)
+        # What is real of the data does not depend on a key.
+        data = workload.data(jax.random.key(jobs[0].seed))
+        return data, hyper, keys, jnp.int32(jobs[0].steps)
 
     def _once_for(self, *key: Any) -> _Once:
         with self._lock:
@@ -85,26 +121,26 @@ class _Once:
             return self._made
 
 
-def _arguments(job: Job, workload: Workload) -> tuple[Any, ...]:
-    hyper = {name: jnp.float32(value) for name, value in job.hyper.items()}
-    key = jax.random.key(job.seed)
-    return workload.data(key), hyper, key, jnp.int32(job.steps)
-
-
-def _run(workload: Workload, contender: Contender, points: int) -> Callable[..., Curves]:
+def _run(
+    workload: Workload, contender: Contender, points: int, over: Sequence[tuple[Any, Any, Any]]
+) -> Callable[..., Curves]:
     def run(data: Any, hyper: Any, key: Any, steps: Any) -> Curves:
-        schedule = learning_rates(
-            hyper["learning_rate"], steps, warmup=hyper["warmup"], cosine=contender.cosine
-        )
-        optimizer = contender.build(hyper, schedule)
+        def optimizer(hyper: Any) -> optax.GradientTransformation:
+            schedule = learning_rates(
+                hyper["learning_rate"], steps, warmup=hyper["warmup"], cosine=contender.cosine
+            )
+            return contender.build(hyper, schedule)
+
         return training_run(
             workload,
             optimizer,
             data,
             key,
+            hyper,
             steps=steps,
             points=points,
             evaluated=contender.evaluated,
+            over=over,
         )
 
     return run
@@ -123,7 +159,7 @@ def run_jobs(
     label: str = "runs",
     progress: bool = True,
 ) -> list[Result]:
-    """Run what has no result yet, on one thread per core, and return all results in order.
+    """Run what has no result yet, a batch on each core's thread, and return all results in order.
 
     Args:
         jobs: What to run.
@@ -142,11 +178,12 @@ def run_jobs(
         disable=not progress,
     )
     with bar, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        futures = [pool.submit(bench.run, job) for job in missing.values()]
+        futures = [pool.submit(bench.run, batch) for batch in bench.batches(missing.values())]
         try:
             for future in as_completed(futures):
-                results.append(future.result())
-                bar.update()
+                for result in future.result():
+                    results.append(result)
+                    bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -45,8 +45,8 @@ class Curves(NamedTuple):
         validation_loss: Validation loss at the point; the first is the untrained model's.
     """
 
-    train_loss: Float[Array, " points"]
-    validation_loss: Float[Array, " points+1"]
+    train_loss: Float[Array, "*runs points"]
+    validation_loss: Float[Array, "*runs points+1"]
 
 
 def learning_rates(
@@ -74,47 +74,69 @@ def learning_rates(
 
 def training_run(
     workload: Workload,
-    optimizer: optax.GradientTransformation,
+    optimizer: Callable[[Any], optax.GradientTransformation],
     data: PyTree,
-    key: Key[Array, ""],
+    key: Key[Array, ...],
+    hyper: Any = None,
     *,
     steps: int | Int[Array, ""],
     points: int,
     evaluated: Callable[[PyTree, PyTree], PyTree] = lambda opt_state, params: params,
+    over: Sequence[tuple[Any, Any, Any]] = (),
 ) -> Curves:
     """Train from fresh parameters and return the curves.
 
     Args:
         workload: The task.
-        optimizer: The optimizer.
+        optimizer: From the hyperparameters to the optimizer.
         data: What `workload.data` returned.
         key: Source of initial parameters, batches and dropout.
+        hyper: The hyperparameters, any tree.
         steps: Number of steps, a multiple of `points`. Where it is traced, one compiled run
             serves any length, but has no gradient.
         points: How often to look.
         evaluated: From the optimizer's state and parameters to those to evaluate.
+        over: For many runs at once the axes of data, key and hyperparameters that are mapped over,
+            as `jax.vmap` has them; of more than one mapping, the innermost first. The result is
+            that of `jax.vmap`, which would map the loops, and trace their steps a dozen times.
     """
-    init_key, step_key = jax.random.split(key)
-    params = workload.init(init_key)
-    first = workload.validation_loss(params, data)
+
+    def mapped(function: Callable[..., Any], *axes: int | None) -> Callable[..., Any]:
+        for circumstances in over:
+            function = jax.vmap(function, (circumstances, *axes))
+        return function
+
+    run = (data, key, hyper)
     each = steps // points
 
+    def start(run):
+        data, key, hyper = run
+        params = workload.init(jax.random.split(key)[0])
+        first = workload.validation_loss(params, data)
+        return first, (params, optimizer(hyper).init(params))
+
+    def step(run, carry, i):
+        (data, key, hyper), (params, opt_state) = run, carry
+        drawn = jax.random.fold_in(jax.random.split(key)[1], i)
+        loss, gradients = jax.value_and_grad(workload.loss)(params, data, drawn)
+        updates, opt_state = optimizer(hyper).update(gradients, opt_state, params)
+        return loss, (optax.apply_updates(params, updates), opt_state)
+
+    def look(run, carry):
+        (data, _, _), (params, opt_state) = run, carry
+        return workload.validation_loss(evaluated(opt_state, params), data)
+
+    first, carry = mapped(start)(run)
+
     def part(carry, number):
-        def step(i, carry):
-            params, opt_state, total = carry
-            key = jax.random.fold_in(step_key, number * each + i)
-            loss, gradients = jax.value_and_grad(workload.loss)(params, data, key)
-            updates, opt_state = optimizer.update(gradients, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state, total + loss
+        def body(i, carry):
+            carry, total = carry
+            loss, carry = mapped(step, 0, None)(run, carry, number * each + i)
+            return carry, total + loss
 
-        params, opt_state = carry
-        params, opt_state, total = jax.lax.fori_loop(
-            0, each, step, (params, opt_state, jnp.zeros(()))
-        )
-        looked_at = workload.validation_loss(evaluated(opt_state, params), data)
-        return (params, opt_state), (total / each, looked_at)
+        carry, total = jax.lax.fori_loop(0, each, body, (carry, jnp.zeros(first.shape)))
+        return carry, (total / each, mapped(look, 0)(run, carry))
 
-    _, (train, validation) = jax.lax.scan(
-        part, (params, optimizer.init(params)), jnp.arange(points)
-    )
-    return Curves(train, jnp.concatenate([first[None], validation]))
+    _, (train, validation) = jax.lax.scan(part, carry, jnp.arange(points))
+    validation = jnp.concatenate([first[None], validation])
+    return Curves(jnp.moveaxis(train, 0, -1), jnp.moveaxis(validation, 0, -1))
