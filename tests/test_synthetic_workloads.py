@@ -60,7 +60,7 @@ def trained(workload):
 
 def test_the_tasks_are_as_many_as_promised_and_two_of_each_family_at_least():
     families = collections.Counter(workload.family for workload in META_TRAINING)
-    assert families == {"mlp": 3, "convolution": 3, "transformer": 4, "embedding": 2}
+    assert families == {"mlp": 3, "convolution": 2, "transformer": 3, "embedding": 2}
     assert len(VALIDATION) == 5
     assert len({workload.name for workload in ALL}) == len(ALL)
 

@@ -573,38 +573,18 @@ META_TRAINING: tuple[Workload, ...] = (
         functools.partial(mlp, activation=jax.nn.relu),
         teacher_classes,
         train_size=4096,
-        batch_size=128,
-    ),
-    supervised(
-        "wide-convolution",
-        "convolution",
-        functools.partial(convolution_params, channels=(1, 16, 32), features=128, classes=6),
-        functools.partial(convolution, pool=mean_pool),
-        functools.partial(shifted_templates, noise=0.5),
-        train_size=2048,
         batch_size=64,
     ),
     supervised(
         "wide-markov-transformer",
         "transformer",
         functools.partial(
-            transformer_params, vocabulary=32, length=24, width=64, layers=2, outputs=32
+            transformer_params, vocabulary=24, length=12, width=32, layers=2, outputs=24
         ),
         functools.partial(transformer, heads=4, causal=True),
-        functools.partial(markov_sequences, vocabulary=32, length=24, successors=6),
-        train_size=2048,
-        batch_size=16,
-    ),
-    supervised(
-        "wide-topics-transformer",
-        "transformer",
-        functools.partial(
-            transformer_params, vocabulary=120, length=12, width=64, layers=2, outputs=6
-        ),
-        functools.partial(transformer, heads=4, pool=lambda x: x.mean(axis=1)),
-        functools.partial(ordered_topics, topics=6, vocabulary=120, length=12),
-        train_size=2048,
-        batch_size=32,
+        functools.partial(markov_sequences, vocabulary=24, successors=6),
+        train_size=1024,
+        batch_size=8,
     ),
 )
 
