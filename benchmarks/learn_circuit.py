@@ -16,6 +16,7 @@ files: OUTPUT/GATE-SEED/ with history.jsonl (a line a generation), state.msgpack
 Examples:
   python -m benchmarks.learn_circuit --gate circuit-2 --population 32 --episodes 2
   python -m benchmarks.learn_circuit --gate perceptron-2 --seed 1
+  python -m benchmarks.learn_circuit --gate circuit-2 --start circuit-2-0/numbers.json
   python -m benchmarks.learn_circuit --gate circuit-2 --method hypergradients --population 4
 """
 
@@ -51,15 +52,18 @@ def main(argv: list[str] | None = None) -> None:
     workloads = [synthetic.task(name) for name in args.tasks]
     settings = {
         key: getattr(args, key)
-        for key in ("gate", "method", "population", "episodes", "seed", "tasks")
+        for key in ("gate", "method", "population", "episodes", "seed", "step_size", "tasks")
     }
     folder = args.output / f"{gate.name}-{args.seed}"
     try:
-        record = Record(folder, settings)
-    except ValueError as error:
+        start = gate.start(args.seed) if args.start is None else _read_start(args.start, gate)
+        record = Record(folder, settings | {"start": [float(x) for x in start]})
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     rates = args.output / "adamw_learning_rates.json"
-    given = Assignment(gate, workloads, args.population, args.episodes, args.seed, rates)
+    given = Assignment(
+        gate, workloads, args.population, args.episodes, args.seed, start, args.step_size, rates
+    )
     learner = METHODS[args.method](given)
     done = record.resume(learner)
     bar = tqdm(
@@ -149,6 +153,14 @@ def _parser() -> argparse.ArgumentParser:
         help="of each task (default: %(default)s)",
     )
     add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    add("--start", type=Path, metavar="FILE", help="a numbers.json of the same gate to start from")
+    add(
+        "--step-size",
+        type=float,
+        default=0.3,
+        metavar="X",
+        help="of the first generation of evolution (default: %(default)s)",
+    )
     add("--tasks", nargs="+", choices=names, default=training, metavar="TASK", help="to train on")
     add(
         "--validation",
@@ -174,6 +186,13 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
     return value
+
+
+def _read_start(file: Path, gate: Gate) -> np.ndarray:
+    found, numbers, _ = read_numbers(file)
+    if found.name != gate.name:
+        raise ValueError(f"--start {file}: is of {found.name}, not of {gate.name}.")
+    return numbers.astype(np.float32)
 
 
 def read_numbers(file: Path) -> tuple[Gate, np.ndarray, dict[str, Any]]:

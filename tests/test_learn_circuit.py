@@ -249,7 +249,16 @@ def test_a_killed_run_goes_on_to_the_same_numbers(valley, method, tmp_path, caps
 
 @pytest.mark.slow
 def test_evolution_finds_a_better_step_than_adamws(valley, tmp_path):
-    given = learning.Assignment(gates.circuit(1), [valley], 12, 1, 0, tmp_path / "rates.json")
+    given = learning.Assignment(
+        gates.circuit(1),
+        [valley],
+        12,
+        1,
+        0,
+        gates.circuit(1).start(0),
+        0.3,
+        tmp_path / "rates.json",
+    )
     learner = learning.Evolution(given)
     first = np.mean([learner.generation(i)["score"] for i in range(3)])
     for i in range(3, 27):

@@ -33,7 +33,6 @@ from benchmarks.workloads.base import Workload, learning_rates
 
 # Of AdamW's best learning rate, that a gate is validated at.
 RATE_FACTORS = (0.25, 0.5, 1.0, 2.0)
-_STEP_SIZE = 0.3
 # Steps that a hypergradient reaches back over, and how many such windows make a generation's run.
 _WINDOW, _WINDOWS = 20, 10
 
@@ -48,6 +47,8 @@ class Assignment:
         population: Candidates a generation, or for hypergradients runs of each task.
         episodes: Of each task in a generation of evolution.
         seed: Of everything that is drawn.
+        start: Numbers to start from.
+        step_size: Of the first generation of evolution, a standard deviation.
         rates: As in `Objective`.
     """
 
@@ -56,6 +57,8 @@ class Assignment:
     population: int
     episodes: int
     seed: int
+    start: Float[np.ndarray, " size"]
+    step_size: float
     rates: Path
 
 
@@ -67,9 +70,9 @@ class Evolution:
         self._n_tasks, self._repeats = len(given.workloads), given.episodes
         self._seed = given.seed
         self._strategy = CMA_ES(given.population, jnp.zeros(given.gate.size))
-        self._params = self._strategy.default_params.replace(std_init=jnp.asarray(_STEP_SIZE))
-        start = jnp.asarray(given.gate.start(given.seed))
-        self.state: Any = self._strategy.init(jax.random.key(given.seed), start, self._params)
+        self._params = self._strategy.default_params.replace(std_init=jnp.asarray(given.step_size))
+        start, key = jnp.asarray(given.start), jax.random.key(given.seed)
+        self.state: Any = self._strategy.init(key, start, self._params)
 
     @property
     def numbers(self) -> np.ndarray:
@@ -105,7 +108,7 @@ class Hypergradients:
         self._gradients = [_windowed_gradient(task, given.gate) for task in given.workloads]
         self._population, self._seed = given.population, given.seed
         self._adam = optax.adam(0.01)
-        numbers = jnp.asarray(given.gate.start(given.seed))
+        numbers = jnp.asarray(given.start)
         self.state: Any = (numbers, self._adam.init(numbers))
 
     @property
