@@ -5,9 +5,10 @@ The tasks, the arms and the analysis were fixed before the first run: `benchmark
 score on the validation tasks counts, each at the best of a few learning rates.
 
 A score is the mean of the log ratio of validation losses to those of AdamW at its best learning
-rate: half along the way, half at the end of the run. Less than 0 is better than AdamW; the
-learning rates met in training lie up to 0.3 decades to both sides of AdamW's best. What is
-minimised is the mean rank among a generation's candidates.
+rate: half along the way, half at the end of the run. The learning rates met in training lie up to
+0.3 decades to both sides of AdamW's best. What is minimised is the mean rank among a generation's
+candidates. On the validation tasks AdamW has the choice of the same few learning rates as the gate:
+there, less than 0 is better than AdamW.
 
 files: OUTPUT/GATE-SEED/ with history.jsonl (a line a generation), state.msgpack (to go on from),
   numbers.json (what was learned, and where it comes from), learning.png; for circuits also
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     gate = all_gates()[args.gate]
     workloads = [synthetic.task(name) for name in args.tasks]
-    settings = {
+    settings = {"version": VERSION} | {
         key: getattr(args, key)
         for key in ("gate", "method", "population", "episodes", "seed", "step_size", "tasks")
     }
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         record = Record(folder, settings | {"start": [float(x) for x in start]})
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    rates = args.output / "adamw_learning_rates.json"
+    rates = args.output / f"adamw_learning_rates-{VERSION}.json"
     given = Assignment(
         gate, workloads, args.population, args.episodes, args.seed, start, args.step_size, rates
     )
@@ -77,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     history = {line["generation"]: line for line in record.history()}
     # A run may have gone on for longer than is asked for now.
     last = history.get(args.generations)
+    if last is None and record.done() != args.generations:
+        parser.error(f"{folder}: what generation {args.generations} had learned is lost.")
     numbers = learner.numbers if last is None else np.array(last["numbers"], np.float32)
     objective = Objective([synthetic.task(name) for name in args.validation], gate, rates)
     scores = validate(objective, numbers, seeds=args.validation_seeds)
@@ -103,9 +106,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _save_circuit(path: Path, gate: Gate, content: dict[str, Any]) -> None:
-    superposition = gate.build(np.asarray(content["numbers"]))
-    if type(superposition) is not qsgd.SignalSuperposition:
+    if not gate.is_circuit:
         return
+    superposition = gate.build(np.asarray(content["numbers"]))
     provenance = {key: content[key] for key in ("settings", "score", "validation_score")}
     shown = ("date", "argv", "git", "versions")
     provenance |= {key: content["provenance"][key] for key in shown}
@@ -150,13 +153,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         default=1,
         metavar="N",
-        help="of each task (default: %(default)s)",
+        help="of each task, in evolution (default: %(default)s)",
     )
     add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     add("--start", type=Path, metavar="FILE", help="a numbers.json of the same gate to start from")
     add(
         "--step-size",
-        type=float,
+        type=_positive,
         default=0.3,
         metavar="X",
         help="of the first generation of evolution (default: %(default)s)",
@@ -179,6 +182,13 @@ def _parser() -> argparse.ArgumentParser:
         help="default: %(default)s",
     )
     return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be positive and finite")
+    return value
 
 
 def _count(text: str) -> int:

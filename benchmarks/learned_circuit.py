@@ -111,7 +111,7 @@ def _print_cost(plan: Plan, bench: Bench) -> None:
     rows, total, pairs = [], 0.0, plan.pairs()
     for workload, contender in tqdm(pairs, desc="timing      "):
         cost = measure(plan, bench, workload, contender)
-        seconds = total_seconds(plan, workload, cost)
+        seconds = total_seconds(plan, workload, cost, bench.batch)
         total += seconds
         rows.append(
             [

@@ -5,7 +5,7 @@ normalised gradient ĝ, for a parameter of −1, 0 and 1 times its tensor's root
 lines of equal agreement u ĝ. With --ablations the circuit is scored with a signal muted or without
 entanglement, all else as learned; with --noise as probed by shots and on --devices. Scores are
 those of `benchmarks/learn_circuit.py` on its validation tasks: the log ratio of losses to those of
-AdamW at its best learning rate, for the best of a few learning rates; AdamW itself is among them.
+AdamW, each at the best of a few learning rates.
 
 files: OUTPUT/learned_gate.png, OUTPUT/learned_gate.json
 """
@@ -136,6 +136,13 @@ def probes(
     return {way: dataclasses.replace(superposition, **options) for way, options in ways.items()}
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
+    return value
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -147,17 +154,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--circuit", type=Path, metavar="FILE", help="a circuit.json (default: the shipped one)")
     add("--ablations", action="store_true", help="score it with parts taken away")
     add("--noise", action="store_true", help="score it as probed with shots and on --devices")
-    add("--shots", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000], metavar="N")
+    add("--shots", type=_count, nargs="+", default=[1000, 10_000, 100_000, 1_000_000], metavar="N")
     add("--devices", nargs="+", default=[], metavar="NAME", help="devices that measure")
-    add("--seeds", type=int, default=8, metavar="N", help="episodes of each task")
+    add("--seeds", type=_count, default=8, metavar="N", help="episodes of each task")
     add("--output", type=Path, default=Path("results/learned_gate"), metavar="PATH")
     args = parser.parse_args(argv)
-    shipped = args.circuit is None
-    superposition = qsgd.load_superposition() if shipped else qsgd.load_superposition(args.circuit)
+    try:
+        superposition = qsgd.load_superposition("adamw" if args.circuit is None else args.circuit)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     plot(args.output / "learned_gate.png", superposition)
     report: dict[str, Any] = {
         "benchmark": "learned_gate",
         "provenance": reporting.provenance(),
+        "circuit": "shipped" if args.circuit is None else args.circuit.name,
         "quantum_weights": [float(x) for x in superposition.quantum_weights],
         "learning_rate_factor": float(superposition.learning_rate_factor),
         "sensitivities": sensitivities(superposition),
@@ -169,10 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     studies: dict[str, dict[str, qsgd.SignalSuperposition]] = {}
     if args.ablations:
-        adamw = dataclasses.replace(
-            superposition, quantum_weights=(0.0, 0.0), learning_rate_factor=1.0
-        )
-        studies["ablations"] = {"AdamW": adamw} | ablations(superposition)
+        studies["ablations"] = ablations(superposition)
     if args.noise:
         studies["noise"] = probes(superposition, args.devices, args.shots)
     for study, variants in studies.items():

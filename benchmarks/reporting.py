@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -127,7 +128,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file as a whole or not at all: whoever is killed here leaves no half a file."""
-    whole = path.with_name(f"{path.name}.tmp")
+    whole = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     whole.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(whole, path)
 

@@ -13,7 +13,6 @@ from qsgd_jax.signals import SignalSuperposition
 
 _FORMAT = 3  # 1 did not average the readouts over mirrored signals, 2 did not scale these
 _FIELDS = {
-    "format": int,
     "name": str,
     "version": int,
     "n_qubits": int,
@@ -97,11 +96,12 @@ def _read(text: str, where: str, options: dict[str, Any]) -> SignalSuperposition
         raise ValueError(f"{where}, line {error.lineno}: {error.msg}; expected JSON.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{where}: expected a JSON object.")
+    if content.get("format") != _FORMAT:
+        found = content.get("format")
+        raise ValueError(f"{where}: format={found!r}; this release reads {_FORMAT}.")
     for name, kind in _FIELDS.items():
         if not isinstance(content.get(name), kind):
             raise ValueError(f"{where}: {name}={content.get(name)!r} must be of {kind.__name__}.")
-    if content["format"] != _FORMAT:
-        raise ValueError(f"{where}: format={content['format']}; this release reads {_FORMAT}.")
     try:
         circuit = Circuit(
             content["n_qubits"],
@@ -133,6 +133,9 @@ def save_superposition(
       version: which one of that name it is.
       provenance: where the numbers come from, as JSON: command, seed, versions, meta-loss.
 
+    Raises:
+      TypeError: if circuit or superposition is of a subclass, of which the file would not tell.
+
     Example:
       >>> import pathlib, tempfile, qsgd_jax as qsgd
       >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine-1.json"
@@ -142,6 +145,9 @@ def save_superposition(
       (0.5, 0.1)
     """
     circuit, scales = superposition.circuit, superposition.signal_scales
+    for instance, kind in ((superposition, SignalSuperposition), (circuit, Circuit)):
+        if type(instance) is not kind:
+            raise TypeError(f"{instance!r} must be a {kind.__name__} itself, not of a subclass.")
     content = {
         "format": _FORMAT,
         "name": name,

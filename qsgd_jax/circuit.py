@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -164,13 +165,22 @@ class Circuit:
                 for j, wire in enumerate(wires):
                     qml.RY(angles[..., layer, j, 0], wire)
                     qml.RZ(angles[..., layer, j, 1], wire)
-                for pair in itertools.pairwise(wires):
-                    qml.CNOT(pair)
+                self.entangle(layer, wires)
         if readout == "probabilities":
             return qml.probs(wires=wires)
         if readout == "amplitudes":
             return qml.state()
         return tuple(qml.expval(qml.Z(wire)) for wire in wires)
+
+    def entangle(self, layer: int, wires: Sequence[Any]) -> None:
+        """Queue what ends a layer, CNOTs between neighbouring wires: where a subclass may differ.
+
+        Args:
+          layer: number of the layer, from 0.
+          wires: labels of the wires.
+        """
+        for pair in itertools.pairwise(wires):
+            qml.CNOT(pair)
 
     def qnode(self, device: Any = "lightning.qubit", readout: Readout = "expectation") -> qml.QNode:
         """The circuit as an ordinary QNode `f(theta, weights=None)`, to draw, run or transform.

@@ -34,7 +34,8 @@ class SignalSuperposition:
     `superpose_signals`.
 
     Where u, ĝ and θ all change sign, :math:`\bar s`, so does the step, as Adam's own does: the
-    readouts are averaged over both (twirled). On the Fourier form that drops half of the terms.
+    readouts are averaged over both (twirled), which on the Fourier form about zero is to leave out
+    half of the terms.
 
     Args:
       circuit: the circuit, of as many qubits as there are signals, two at least.
@@ -101,6 +102,8 @@ class SignalSuperposition:
         _check_numbers("quantum_weights", self.quantum_weights, (2,), "two finite numbers, λ₁, λ₂")
         _check_numbers("learning_rate_factor", self.learning_rate_factor, (), "a finite number")
         _ = self._probed  # checks circuit and device
+        if self.circuit.traced:
+            _ = self.coefficients  # in the trace that owns the angles, not in one within it
 
     @functools.cached_property
     def _probed(self) -> Superposition:
@@ -116,13 +119,18 @@ class SignalSuperposition:
     def coefficients(self):
         """The Fourier coefficients of z₁ and z₂, `(2, 2R + 1, …)`."""
         probed = self._probed.coefficients[:-3:-1]
-        return fourier.about_zero(probed, self.circuit.origin) * self._even
+        return fourier.about_zero(probed, self.circuit.origin) * self._support
 
     @functools.cached_property
-    def _even(self) -> Bool[np.ndarray, "..."]:
-        """The terms that the average over mirrored signals keeps."""
+    def _support(self) -> Bool[np.ndarray, "2 ..."]:
+        """The terms of z₁ and z₂ that the average over mirrored signals keeps."""
         shape = (2 * self.circuit.uploads + 1,) * self.circuit.n_qubits
-        return fourier.mirrored_evenly(shape, [name != "agreement" for name in self.signals])
+        even = fourier.mirrored_evenly(shape, [name != "agreement" for name in self.signals])
+        known = self._probed.support
+        if known is None:
+            return np.stack([even] * 2)
+        anywhere = np.full(self.circuit.n_qubits, 0.1)  # an origin of no special value
+        return even & (np.abs(fourier.about_zero(known[:-3:-1] * 1.0, anywhere)) > 1e-9)
 
     def readouts(self, update: Any, gradient: Any, parameter: Any) -> tuple[Array, Array]:
         r"""The gates z₁ and z₂ of coordinates with these signals.
@@ -170,9 +178,8 @@ class SignalSuperposition:
           >>> print(z1, z2)
           0.6 0.0
         """
-        support = np.stack([self._even] * 2)
         points = [_on_circle(x) for x in signals]
-        z1, z2 = fourier.evaluate_on_circle(self.coefficients, points, support)
+        z1, z2 = fourier.evaluate_on_circle(self.coefficients, points, self._support)
         return z1, z2
 
     @functools.cached_property

@@ -229,11 +229,13 @@ class Superposition:
     def support(self) -> Bool[np.ndarray, "outputs ..."] | None:
         """Which coefficients can be other than zero, where the angles are traced.
 
-        `None` where that is not known: a noisy device may answer with all of them.
+        `None` where that is not known: a noisy device may answer with all of them, and so may a
+        circuit of other gates.
         """
-        if not self.circuit.traced or self._device.name not in _NOISELESS:
-            return None
         circuit = self.circuit
+        known = type(circuit) is Circuit and self._device.name in _NOISELESS
+        if not circuit.traced or not known:
+            return None
         return _support(circuit.n_qubits, circuit.depth, circuit.uploads, self.readout)
 
     def weights(

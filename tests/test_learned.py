@@ -330,6 +330,35 @@ def test_gradients_and_states_that_do_not_fit_are_refused():
         optimizer.update(params, state)
 
 
+def test_one_optimizer_serves_nested_traces():
+    @jax.jit
+    def both(numbers):
+        circuit = qsgd.Circuit(4, 1, weights=numbers)
+        gates = qsgd.SignalSuperposition(circuit, (0.4, 0.3), device="default.qubit")
+        optimizer = qsgd.superpose_signals(optax.scale_by_adam(), gates)
+        params = jnp.arange(3.0)
+        state = optimizer.init(params)
+        scanned = jax.lax.scan(
+            lambda c, _: (optimizer.update(params, c, params)[1], 0), state, length=2
+        )
+        return optimizer.update(params, scanned[0], params)[0]
+
+    numbers = np.random.default_rng(0).normal(size=(1, 4, 2)).astype(np.float32)
+    assert np.isfinite(both(numbers)).all()
+
+
+def test_subclasses_are_not_written(tmp_path):
+    class Other(qsgd.Circuit):
+        pass
+
+    for wrong in (
+        dataclasses.replace(GATES, circuit=Other(4, 2, seed=3)),
+        type("Gates", (qsgd.SignalSuperposition,), {})(CIRCUIT),
+    ):
+        with pytest.raises(TypeError, match="itself, not of a subclass"):
+            qsgd.save_superposition(tmp_path / "x.json", wrong, "x", 1, {})
+
+
 def test_the_shipped_circuit_says_where_it_comes_from():
     gates = qsgd.load_superposition()
     assert gates is qsgd.load_superposition("adamw")  # one probe serves all optimizers
@@ -357,7 +386,7 @@ def test_a_circuit_is_read_as_it_was_written(tmp_path):
         ({"depth": 3}, r"weights has shape \(2, 4, 2\)"),
         ({"n_qubits": 3}, r"weights has shape \(2, 4, 2\)"),
         ({"signals": ["update", "gradient"]}, "n_qubits=4, where signals"),
-        ({"format": 2}, "format=2; this release reads 3"),
+        ({"format": 2, "signal_scales": None}, "format=2; this release reads 3"),
         ({"angles": None}, "angles=None must be of list"),
         ({"quantum_weights": [1.0, "x"]}, "must be two finite numbers"),
         ({"signal_scales": [1.0]}, "must be 4 finite numbers"),

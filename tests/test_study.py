@@ -126,6 +126,8 @@ def test_tuning_sees_other_seeds_and_another_split_than_the_final_runs(finished)
     assert max(robust) / min(robust) == pytest.approx(30, rel=0.05)
     assert plan.runs() == 4 + 2 * 6 + 3
     assert plan.steps("bowl") == (4 + 6 + 3) * 20 + 6 * 15
+    assert plan.runs(batch=4) == 4 + 2 * 8 + 4
+    assert plan.steps("bowl", batch=4) == (4 + 8 + 4) * 20 + 8 * 15
 
 
 def test_resuming_after_half_a_line_runs_that_job_alone_and_counts_nothing_twice(

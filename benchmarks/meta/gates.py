@@ -16,7 +16,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import pennylane as qml
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -43,6 +42,13 @@ class Gate:
     size: int
     build: Callable[[Any], qsgd.SignalSuperposition]
     start: Callable[[int], np.ndarray]
+
+    @property
+    def is_circuit(self) -> bool:
+        """Whether it is a circuit as `qsgd_jax.Circuit` has it, which a file can tell of."""
+        built = self.build(self.start(0))
+        plain = type(built) is qsgd.SignalSuperposition
+        return plain and type(built.circuit) is qsgd.Circuit
 
     def probed(self, numbers: Any) -> Any:
         """Return what `restored` makes the gate of, without running a circuit again.
@@ -78,10 +84,12 @@ def _common(numbers: Any, signals: tuple[str, ...]) -> dict[str, Any]:
 class ClassicalGate(qsgd.SignalSuperposition):
     """A control: the same step, gated by something that is no circuit."""
 
+    numbers: Any
     _answer: Callable[[Sequence[Array]], tuple[Array, Array]]
 
     def __init__(self, answer: Answer, numbers: Any, signals: tuple[str, ...] = SIGNALS):
         super().__init__(qsgd.Circuit(len(signals)), **_common(numbers, signals))
+        object.__setattr__(self, "numbers", numbers)
         object.__setattr__(self, "_answer", partial(answer, numbers))
 
     def answers(self, signals: Sequence[Array]) -> tuple[Array, Array]:
@@ -99,7 +107,7 @@ def _squashed(x: Array) -> Array:
     return x * lax.rsqrt(1 + x * x)
 
 
-def circuit(depth: int = 3, signals: tuple[str, ...] = SIGNALS) -> Gate:
+def circuit(depth: int, signals: tuple[str, ...] = SIGNALS) -> Gate:
     """The circuit: its angles."""
     n = len(signals)
     angles = depth * n * 2
@@ -116,7 +124,7 @@ def circuit(depth: int = 3, signals: tuple[str, ...] = SIGNALS) -> Gate:
     return _gate(name, angles, signals, build)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WithoutChains(qsgd.Circuit):
     """A circuit without the CNOT chains of some layers.
 
@@ -126,20 +134,10 @@ class WithoutChains(qsgd.Circuit):
 
     unchained: Collection[int] = ()
 
-    def run(self, encoding: Any, angles: Any, readout: str = "expectation", wires: Any = None):
-        """Apply the gates and measure Z on every wire."""
-        wires = list(range(self.n_qubits)) if wires is None else list(wires)
-        for wire in wires:
-            qml.Hadamard(wire)
-        for layer in range(self.depth):
-            for j, wire in enumerate(wires):
-                if layer < self.uploads:
-                    qml.RY(encoding[..., layer, j], wire)
-                qml.RY(angles[..., layer, j, 0], wire)
-                qml.RZ(angles[..., layer, j, 1], wire)
-            for pair in itertools.pairwise(wires) if layer not in self.unchained else ():
-                qml.CNOT(pair)
-        return tuple(qml.expval(qml.Z(wire)) for wire in wires)
+    def entangle(self, layer: int, wires: Sequence[Any]) -> None:
+        """Queue the layer's chain, if it has one."""
+        if layer not in self.unchained:
+            super().entangle(layer, wires)
 
 
 def unentangled(depth: int = 2) -> Gate:

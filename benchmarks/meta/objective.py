@@ -105,7 +105,7 @@ class Objective:
         self._scores = [_compiled(workload, gate) for workload in workloads]
         self.names = [workload.name for workload in workloads]
         # With λ₁ = λ₂ = 0 and κ = 1 every gate's step is AdamW's, so that one program runs both.
-        self._adamw = np.concatenate([gate.start(0)[:-3], np.zeros(3, np.float32)])
+        self.adamw = np.concatenate([gate.start(0)[:-3], np.zeros(3, np.float32)])
 
     def best_learning_rate(self, task: int, horizon: int, cosine: bool) -> float:
         """AdamW's best learning rate on a grid, over two seeds of the task."""
@@ -114,7 +114,7 @@ class Objective:
         if case not in known:
             keys = jax.random.split(jax.random.key(task), 2)
             rates = np.broadcast_to(GRID[:, None], (len(GRID), 2))
-            numbers = np.broadcast_to(self._adamw, (len(GRID), len(self._adamw)))
+            numbers = np.broadcast_to(self.adamw, (len(GRID), len(self.adamw)))
             found = self._scores[task](numbers, keys, horizon, rates, np.repeat(cosine, 2))
             best = np.argmin(np.where(np.isfinite(found), found, np.inf).mean(1))
             with self._lock:
@@ -139,7 +139,7 @@ class Objective:
         factors = np.array([episode.learning_rate for episode in episodes])
         tried = np.broadcast_to(best * factors, (len(candidates), len(episodes)))
         scores = self._scores[task](
-            np.vstack([self._adamw, candidates]).astype(np.float32),
+            np.vstack([self.adamw, candidates]).astype(np.float32),
             jax.vmap(jax.random.key)(np.array([episode.seed for episode in episodes])),
             horizon,
             np.vstack([best, tried]),

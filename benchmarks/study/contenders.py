@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from scipy.stats import qmc
 
 import qsgd_jax as qsgd
+from benchmarks.meta.gates import ClassicalGate
 
 Hyper = dict[str, float]
 Build = Callable[[Mapping[str, Any], optax.Schedule], optax.GradientTransformation]
@@ -166,11 +167,20 @@ def learned(
 
 
 def _fingerprint(superposition: qsgd.SignalSuperposition) -> str:
-    """Name a gate by what it does: its step at fixed signals, to 5 digits."""
-    u, g, theta = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
-    step = np.asarray(superposition.gated(jnp.asarray(u), jnp.asarray(g), jnp.asarray(theta)))
-    digits = " ".join(f"{value:.4e}" for value in step)
-    return hashlib.sha256(digits.encode()).hexdigest()[:12]
+    """Name a gate by its numbers, to six digits, the same on every machine."""
+    if isinstance(superposition, ClassicalGate):
+        numbers = np.asarray(superposition.numbers)
+    else:
+        common = (
+            superposition.signal_scales or (1.0,) * len(superposition.signals),
+            superposition.quantum_weights,
+            superposition.learning_rate_factor,
+        )
+        parts = [superposition.coefficients, *common]
+        numbers = np.concatenate([np.ravel(part) for part in parts])
+    digits = " ".join(f"{value:.6f}" for value in np.round(numbers.astype(float), 6) + 0.0)
+    kind = f"{type(superposition).__name__} {superposition.signals} "
+    return hashlib.sha256((kind + digits).encode()).hexdigest()[:12]
 
 
 def random_angles(source: qsgd.SignalSuperposition, seed: int = 0) -> qsgd.SignalSuperposition:

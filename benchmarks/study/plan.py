@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,14 +54,25 @@ class Plan:
         """Return every task with every contender."""
         return [(name, c) for name in self.horizons for c in self.contenders.values()]
 
-    def steps(self, workload: str) -> int:
-        """Return all steps that one contender takes on a task, if no range is widened."""
-        full = self.trials + self.seeds + self.robustness
-        return full * self.horizons[workload] + self.seeds * self.shorter(workload)
+    def steps(self, workload: str, batch: int = 1) -> int:
+        """Return all steps that one contender takes on a task, if no range is widened.
 
-    def runs(self) -> int:
-        """Return the number of runs of one contender on a task."""
-        return self.trials + 2 * self.seeds + self.robustness
+        Args:
+            workload: Name of the task.
+            batch: Runs go together by as many, and fill the last batch up.
+        """
+        trials, seeds, robustness = self._whole(batch)
+        full = trials + seeds + robustness
+        return full * self.horizons[workload] + seeds * self.shorter(workload)
+
+    def runs(self, batch: int = 1) -> int:
+        """Return the number of runs of one contender on a task, counted as in `steps`."""
+        trials, seeds, robustness = self._whole(batch)
+        return trials + 2 * seeds + robustness
+
+    def _whole(self, batch: int) -> list[int]:
+        counts = (self.trials, self.seeds, self.robustness)
+        return [math.ceil(count / batch) * batch for count in counts]
 
     def job(
         self,
@@ -210,13 +222,14 @@ def measure(plan: Plan, bench: Bench, workload: str, contender: Contender) -> Co
     return Cost(compiled - bench.batch * short, step, looks)
 
 
-def total_seconds(plan: Plan, workload: str, cost: Cost) -> float:
+def total_seconds(plan: Plan, workload: str, cost: Cost, batch: int = 1) -> float:
     """Return the core seconds of one contender on one task, tuning to robustness.
 
     Args:
         plan: What is to be compared.
         workload: Name of the task.
         cost: What was measured.
+        batch: Of the bench.
     """
-    looks = plan.runs() * (plan.points + 1) * cost.look_seconds
-    return 2 * cost.compile_seconds + plan.steps(workload) * cost.step_seconds + looks
+    looks = plan.runs(batch) * (plan.points + 1) * cost.look_seconds
+    return 2 * cost.compile_seconds + plan.steps(workload, batch) * cost.step_seconds + looks

@@ -30,8 +30,8 @@ class Bench:
     Args:
         open_workload: From a task's name and a split to the task.
         contenders: By name.
-        batch: Number of runs that are mapped into one program; on CPU it is faster to run them one
-            by one.
+        batch: Number of runs that are mapped into one program, of tasks whose data do not depend
+            on the key; on CPU it is faster to run them one by one.
     """
 
     def __init__(self, open_workload: Open, contenders: Mapping[str, Contender], *, batch: int = 1):
@@ -159,7 +159,9 @@ def run_jobs(
     label: str = "runs",
     progress: bool = True,
 ) -> list[Result]:
-    """Run what has no result yet, a batch on each core's thread, and return all results in order.
+    """Run what has no result yet, on one thread per core, and return all results in order.
+
+    With batches two threads do: one compiles while the other's program has the device.
 
     Args:
         jobs: What to run.
@@ -177,7 +179,8 @@ def run_jobs(
         unit="run",
         disable=not progress,
     )
-    with bar, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    threads = 2 if bench.batch > 1 else os.cpu_count() or 1
+    with bar, ThreadPoolExecutor(threads) as pool:
         futures = [pool.submit(bench.run, batch) for batch in bench.batches(missing.values())]
         try:
             for future in as_completed(futures):
