@@ -16,6 +16,16 @@ from benchmarks.meta import ablations, gates, learning, objective
 from benchmarks.workloads.base import Curves, Workload, learning_rates, training_run
 
 
+QUICK = ("circuit-2", "multilinear", "perceptron-2", "unentangled-2")
+each_gate = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in sorted(gates.all_gates())
+    ],
+)
+
+
 def _valley():
     """A narrow quadratic valley whose floor is 0.01, and noisy gradients."""
     scales = jnp.array([1.0, 30.0])
@@ -46,7 +56,7 @@ def valley(monkeypatch):
     return task
 
 
-@pytest.mark.parametrize("name", sorted(gates.all_gates()))
+@each_gate
 def test_each_gate_answers_for_concrete_and_mapped_numbers(name):
     gate = gates.all_gates()[name]
     numbers = np.stack([gate.start(seed) for seed in (0, 1)])
@@ -84,7 +94,7 @@ def test_without_entanglement_each_readout_sees_one_signal():
         np.testing.assert_allclose(z, np.mean(both, 0), atol=2e-6)
 
 
-@pytest.mark.parametrize("name", sorted(gates.all_gates()))
+@each_gate
 def test_no_gate_tells_mirrored_signals_apart(name):
     gate = gates.all_gates()[name]
     found = gate.build(gate.start(5))
