@@ -15,7 +15,6 @@ from benchmarks import learn_circuit, learned_cost, learned_gate
 from benchmarks.meta import ablations, gates, learning, objective
 from benchmarks.workloads.base import Curves, Workload, learning_rates, training_run
 
-
 QUICK = ("circuit-2", "multilinear", "perceptron-2", "unentangled-2")
 each_gate = pytest.mark.parametrize(
     "name",
