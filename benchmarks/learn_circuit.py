@@ -1,8 +1,7 @@
 """Learn the angles of the circuit that gates AdamW's step, or a classical gate as a control.
 
-The tasks, the arms and the analysis were fixed before the first run: `benchmarks/workloads`,
-`benchmarks/meta/gates.py`, `docs/learned_circuit.md`. Of several seeds the one with the lowest
-score on the validation tasks counts, each at the best of a few learning rates.
+The protocol, what was changed in it and when, and the commands of the shipped versions are in
+`docs/learned_circuit.md`; tasks and gates in `benchmarks/workloads` and `benchmarks/meta/gates.py`.
 
 A score is the mean of the log ratio of validation losses to those of AdamW at its best learning
 rate: half along the way, half at the end of the run. The learning rates met in training lie up to
@@ -15,7 +14,7 @@ files: OUTPUT/GATE-SEED/ with history.jsonl (a line a generation), state.msgpack
   circuit.json, which `qsgd_jax.load_superposition` reads.
 
 Examples:
-  python -m benchmarks.learn_circuit --gate circuit-2 --population 32 --episodes 2
+  python -m benchmarks.learn_circuit --gate circuit-2 --generations 400
   python -m benchmarks.learn_circuit --gate perceptron-2 --seed 1
   python -m benchmarks.learn_circuit --gate circuit-2 --start circuit-2-0/numbers.json
   python -m benchmarks.learn_circuit --gate circuit-2 --method hypergradients --population 4

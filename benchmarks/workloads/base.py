@@ -76,7 +76,7 @@ def training_run(
     workload: Workload,
     optimizer: Callable[[Any], optax.GradientTransformation],
     data: PyTree,
-    key: Key[Array, ...],
+    key: Key[Array, "*runs"],
     hyper: Any = None,
     *,
     steps: int | Int[Array, ""],
