@@ -21,22 +21,21 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from benchmarks import reporting
 from benchmarks.learn_circuit import read_numbers
 from benchmarks.study import report
-from benchmarks.study.contenders import Contender, classical, learned, with_circuit
-from benchmarks.study.plan import Plan, compare, measure, total_seconds
+from benchmarks.study.compute import print_cost
+from benchmarks.study.contenders import BASELINE, Contender, classical, learned, with_circuit
+from benchmarks.study.plan import Plan, compare
 from benchmarks.study.results import Results, read_results
 from benchmarks.study.runner import Bench
-from benchmarks.study.statistics import BASELINE, Comparison
+from benchmarks.study.statistics import Comparison
 from benchmarks.workloads.base import Workload
-from benchmarks.workloads.real import HELD_OUT, Split
+from benchmarks.workloads.classification import Split
+from benchmarks.workloads.real import HELD_OUT
 
 WIDE = tuple(name for name in HELD_OUT if name.endswith("-wide"))
 LONGER = " ×"  # between a task's name and its horizon's factor
@@ -82,7 +81,7 @@ def _compare(args: argparse.Namespace) -> None:
     bench = Bench(open_workload, contenders, batch=args.batch)
     for name in plan.horizons:  # to fail now, where data are missing, rather than late
         bench.workload(name, "validation")
-    _print_cost(plan, bench)
+    print_cost(plan, bench, plan.pairs())
     if args.dry_run:
         return
     args.output.mkdir(parents=True, exist_ok=True)
@@ -105,32 +104,6 @@ def _contenders(args: argparse.Namespace) -> dict[str, Contender]:
         gate, numbers, _ = read_numbers(file)
         chosen[name] = learned(name, gate.build(numbers))
     return chosen
-
-
-def _print_cost(plan: Plan, bench: Bench) -> None:
-    rows, total, pairs = [], 0.0, plan.pairs()
-    for workload, contender in tqdm(pairs, desc="timing      "):
-        cost = measure(plan, bench, workload, contender)
-        seconds = total_seconds(plan, workload, cost, bench.batch)
-        total += seconds
-        rows.append(
-            [
-                workload,
-                contender.label,
-                f"{cost.compile_seconds:.1f}",
-                f"{1e3 * cost.step_seconds:.1f}",
-                f"{1e3 * cost.look_seconds:.0f}",
-                str(plan.runs()),
-                f"{seconds / 3600:.2f}",
-            ]
-        )
-    columns = ["task", "optimizer", "compile s", "step ms", "evaluation ms", "runs", "core hours"]
-    cores = os.cpu_count() or 1
-    notes = [
-        f"{total / 3600:.1f} core hours, {total / 3600 / cores:.1f} hours on {cores} cores, "
-        "without searches of widened ranges"
-    ]
-    reporting.print_table("What the full table needs", columns, rows, notes)
 
 
 def _gate(text: str) -> tuple[str, Path]:

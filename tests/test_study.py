@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import pytest
 import qsgd_jax as qsgd
 from benchmarks import learned_circuit, learned_robustness
 from benchmarks.study import report, statistics
+from benchmarks.study.compute import measure, total_seconds
 from benchmarks.study.contenders import (
     Contender,
     cautious,
@@ -23,7 +25,7 @@ from benchmarks.study.contenders import (
     random_angles,
     with_circuit,
 )
-from benchmarks.study.plan import Plan, best_trial, compare, measure, total_seconds
+from benchmarks.study.plan import Plan, best_trial, compare
 from benchmarks.study.results import Results, diverged, final_loss, identity, read_results
 from benchmarks.study.runner import Bench
 from benchmarks.workloads.base import Workload, learning_rates, training_run
@@ -73,7 +75,7 @@ class Counting(Bench):
 
 def planned(*contenders, batch=1, **options):
     named = {contender.name: contender for contender in contenders}
-    settings = {"trials": 4, "seeds": 6, "points": 5} | options
+    settings: dict[str, Any] = {"trials": 4, "seeds": 6, "points": 5} | options
     return Plan({"bowl": 20}, named, **settings), Counting(named, batch)
 
 
@@ -124,10 +126,11 @@ def test_tuning_sees_other_seeds_and_another_split_than_the_final_runs(finished)
     assert {job.steps for job in bench.ran if job.phase == "final"} == {15, 20}
     robust = [j.hyper["learning_rate"] for j in bench.ran if j.phase == "robustness"]
     assert max(robust) / min(robust) == pytest.approx(30, rel=0.05)
-    assert plan.runs() == 4 + 2 * 6 + 3
-    assert plan.steps("bowl") == (4 + 6 + 3) * 20 + 6 * 15
-    assert plan.runs(batch=4) == 4 + 2 * 8 + 4
-    assert plan.steps("bowl", batch=4) == (4 + 8 + 4) * 20 + 8 * 15
+    any_one = plan.contenders["better"]
+    assert plan.runs(any_one) == 4 + 2 * 6 + 3
+    assert plan.steps("bowl", any_one) == (4 + 6 + 3) * 20 + 6 * 15
+    assert plan.runs(any_one, batch=4) == 4 + 2 * 8 + 4
+    assert plan.steps("bowl", any_one, batch=4) == (4 + 8 + 4) * 20 + 8 * 15
 
 
 def test_resuming_after_half_a_line_runs_that_job_alone_and_counts_nothing_twice(
@@ -228,7 +231,8 @@ def test_all_contenders_try_the_same_points_and_more_trials_keep_the_first():
 
 def test_what_diverges_is_never_chosen_and_counts_with_the_untrained_loss():
     def line(curve, rate=0.1):
-        return {"validation": curve, "train": [1.0], "seed": 0, "hyper": {"learning_rate": rate}}
+        hyper = {"learning_rate": rate}
+        return {"validation": curve, "train": [1.0], "seed": 0, "hyper": hyper, "trial": str(curve)}
 
     fine, up, lost = line([2.0, 1.0]), line([2.0, 2.1]), line([2.0, None], 0.01)
     assert [diverged(one) for one in (fine, up, lost)] == [False, True, True]
@@ -341,7 +345,7 @@ def test_bars_are_held_task_by_task(finished):
 def test_the_compute_is_measured(finished):
     plan, bench, _ = finished
     cost = measure(plan, bench, "bowl", plan.contenders["adamw"])
-    assert total_seconds(plan, "bowl", cost) > 0
+    assert total_seconds(plan, "bowl", plan.contenders["adamw"], cost) > 0
 
 
 def test_evaluations_must_divide_both_lengths():

@@ -20,6 +20,7 @@ from benchmarks.meta.gates import ClassicalGate
 
 Hyper = dict[str, float]
 Build = Callable[[Mapping[str, Any], optax.Schedule], optax.GradientTransformation]
+BASELINE = "adamw"
 WARMUP = (0.0, 0.2)  # share of the run
 ADAM_LEARNING_RATES = (10**-4.0, 10**-1.5)
 ADAM_WEIGHT_DECAYS = (10**-4.0, 10**-0.5)
@@ -40,6 +41,8 @@ class Contender:
         build: From the hyperparameters, which may be traced, and the schedule to the optimizer.
         learning_rate: Range of the log-uniform search.
         weight_decay: Range of the log-uniform search.
+        quantum_weight: Range of the log-uniform search of λ, where λ is tuned.
+        effort: How many times as many hyperparameters are tried as of the others.
         cosine: Whether the learning rate decays.
         evaluated: From the optimizer's state and parameters to those to evaluate.
         settings: What else its results depend on, numbers of a gate say, to tell results apart.
@@ -50,22 +53,32 @@ class Contender:
     build: Build
     learning_rate: tuple[float, float] = ADAM_LEARNING_RATES
     weight_decay: tuple[float, float] = ADAM_WEIGHT_DECAYS
+    quantum_weight: tuple[float, float] | None = None
+    effort: int = 1
     cosine: bool = True
     evaluated: Callable[[PyTree, PyTree], PyTree] = lambda opt_state, params: params
     settings: str = ""
 
     def trials(self, count: int) -> list[Hyper]:
-        """Return the settings to try: the same points of the unit cube for every contender."""
-        points = qmc.Halton(3, rng=TRIALS_SEED).random(count)
+        """Return the settings to try: the same points of the unit cube for every contender.
+
+        Args:
+            count: Number of them for an effort of 1.
+        """
+        dimensions = 3 if self.quantum_weight is None else 4
+        points = qmc.Halton(dimensions, rng=TRIALS_SEED).random(count * self.effort)
         return [self._hyper(point) for point in points]
 
-    def _hyper(self, point: Float[np.ndarray, " 3"]) -> Hyper:
+    def _hyper(self, point: Float[np.ndarray, " dimensions"]) -> Hyper:
         low, high = WARMUP
-        return {
+        hyper = {
             "learning_rate": _log_uniform(self.learning_rate, point[0]),
             "weight_decay": _log_uniform(self.weight_decay, point[1]),
             "warmup": float(low + (high - low) * point[2]),
         }
+        if self.quantum_weight is not None:
+            hyper["quantum_weight"] = _log_uniform(self.quantum_weight, point[3])
+        return hyper
 
     def widened(self, learning_rate: float, margin: float = 0.05) -> Contender | None:
         """Return the contender with a wider range if the best learning rate lies at its border.

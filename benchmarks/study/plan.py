@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.study.contenders import Contender, Hyper
+from benchmarks.study.contenders import BASELINE, Contender, Hyper
 from benchmarks.study.results import Job, Phase, Result, Results, final_loss
 from benchmarks.study.runner import Bench, run_jobs
 
@@ -29,6 +28,11 @@ class Plan:
         seeds: Pairs of final runs.
         points: Evaluations a run; they divide the horizons and three quarters of them.
         robustness: Runs at learning rates around the best, for each task and contender.
+        tuning_seeds: Runs of each trial; the mean of their losses counts.
+        shares: Of the horizon, over which the final runs go.
+        published: Hyperparameters for all contenders, which then are not tuned.
+        screen: Contenders whose best trial is worse than AdamW's by more than this share, or whose
+            trials have all diverged, get no final runs; all get them if `None`.
     """
 
     horizons: Mapping[str, int]
@@ -37,41 +41,48 @@ class Plan:
     seeds: int = 20
     points: int = 10
     robustness: int = 0
+    tuning_seeds: int = 1
+    shares: tuple[float, ...] = (SHORTER, 1.0)
+    published: Hyper | None = None
+    screen: float | None = None
 
     def __post_init__(self):
-        for name, steps in self.horizons.items():
-            if steps % self.points or self.shorter(name) % self.points:
-                raise ValueError(
-                    f"points={self.points} must divide the horizon of {name}, {steps}, and "
-                    f"{SHORTER} of it."
-                )
+        for name in self.horizons:
+            for steps in self.lengths(name):
+                if steps % self.points:
+                    raise ValueError(
+                        f"points={self.points} must divide {steps} steps, a length of the final "
+                        f"runs on {name}."
+                    )
 
-    def shorter(self, workload: str) -> int:
-        """Return the length of the shorter of the final runs."""
-        return round(SHORTER * self.horizons[workload])
+    def lengths(self, workload: str) -> list[int]:
+        """Return the lengths of the final runs on a task, in steps."""
+        return [round(share * self.horizons[workload]) for share in self.shares]
 
     def pairs(self) -> list[tuple[str, Contender]]:
         """Return every task with every contender."""
         return [(name, c) for name in self.horizons for c in self.contenders.values()]
 
-    def steps(self, workload: str, batch: int = 1) -> int:
-        """Return all steps that one contender takes on a task, if no range is widened.
+    def steps(self, workload: str, contender: Contender, batch: int = 1) -> int:
+        """Return all steps that a contender takes on a task, if no range is widened.
 
         Args:
             workload: Name of the task.
+            contender: The optimizer.
             batch: Runs go together by as many, and fill the last batch up.
         """
-        trials, seeds, robustness = self._whole(batch)
-        full = trials + seeds + robustness
-        return full * self.horizons[workload] + seeds * self.shorter(workload)
+        trials, seeds, robustness = self._whole(contender, batch)
+        full = (trials + robustness) * self.horizons[workload]
+        return full + seeds * sum(self.lengths(workload))
 
-    def runs(self, batch: int = 1) -> int:
-        """Return the number of runs of one contender on a task, counted as in `steps`."""
-        trials, seeds, robustness = self._whole(batch)
-        return trials + 2 * seeds + robustness
+    def runs(self, contender: Contender, batch: int = 1) -> int:
+        """Return the number of runs of a contender on a task, counted as in `steps`."""
+        trials, seeds, robustness = self._whole(contender, batch)
+        return trials + len(self.shares) * seeds + robustness
 
-    def _whole(self, batch: int) -> list[int]:
-        counts = (self.trials, self.seeds, self.robustness)
+    def _whole(self, contender: Contender, batch: int) -> list[int]:
+        trials = self.trials * contender.effort * self.tuning_seeds
+        counts = (0 if self.published else trials, self.seeds, self.robustness)
         return [math.ceil(count / batch) * batch for count in counts]
 
     def job(
@@ -98,17 +109,18 @@ class Plan:
         )
 
     def tuning(self, workload: str, contender: Contender, prefix: str = "") -> list[Job]:
-        """Return a contender's trials on a task, each with the same one seed."""
+        """Return a contender's trials on a task, all with the same seeds."""
         return [
-            self.job("tuning", workload, contender, f"{prefix}{i}", hyper, FIRST_TUNING_SEED)
+            self.job("tuning", workload, contender, f"{prefix}{i}", hyper, FIRST_TUNING_SEED + seed)
             for i, hyper in enumerate(contender.trials(self.trials))
+            for seed in range(self.tuning_seeds)
         ]
 
     def final(self, workload: str, contender: Contender, best: Result) -> list[Job]:
         """Return the runs that count, at the best trial's hyperparameters."""
         return [
             self.job("final", workload, contender, best["trial"], best["hyper"], seed, steps)
-            for steps in (self.shorter(workload), self.horizons[workload])
+            for steps in self.lengths(workload)
             for seed in range(self.seeds)
         ]
 
@@ -123,12 +135,25 @@ class Plan:
 
 
 def best_trial(results: Sequence[Result]) -> Result:
-    """Return the trial of the lowest final loss; if all have diverged, of the lowest rate.
+    """Return a run of the trial of the lowest final loss; if all have diverged, of the lowest rate.
 
     Args:
         results: Of one task and contender.
     """
-    return min(results, key=lambda line: (final_loss(line), line["hyper"]["learning_rate"]))
+    losses = losses_of_trials(results)
+    return min(results, key=lambda line: (losses[line["trial"]], line["hyper"]["learning_rate"]))
+
+
+def losses_of_trials(results: Sequence[Result]) -> dict[str, float]:
+    """Return the mean final loss over the seeds of each trial; infinite if a run diverged.
+
+    Args:
+        results: Of one task and contender.
+    """
+    found: dict[str, list[float]] = {}
+    for line in results:
+        found.setdefault(line["trial"], []).append(final_loss(line))
+    return {trial: float(np.mean(losses)) for trial, losses in found.items()}
 
 
 def compare(plan: Plan, bench: Bench, results: Results, *, progress: bool = True) -> None:
@@ -144,16 +169,17 @@ def compare(plan: Plan, bench: Bench, results: Results, *, progress: bool = True
     def run(jobs: Iterable[Job], label: str) -> list[Result]:
         return run_jobs(jobs, bench, results, label=label, progress=progress)
 
-    best = tuned(plan, run)
-    pairs = [(workload, c, best[workload, c.name]) for workload, c in plan.pairs()]
+    best = chosen(plan, run)
+    pairs = [(w, c, best[w, c.name]) for w, c in plan.pairs() if (w, c.name) in best]
     run((job for pair in pairs for job in plan.final(*pair)), "final")
     run((job for pair in pairs for job in plan.robust(*pair)), "robustness")
 
 
-def tuned(
-    plan: Plan, run: Callable[[Iterable[Job], str], list[Result]]
-) -> dict[tuple[str, str], Result]:
-    """Return the best trial of every task and contender.
+Choice = dict[tuple[str, str], Result]
+
+
+def chosen(plan: Plan, run: Callable[[Iterable[Job], str], list[Result]]) -> Choice:
+    """Return the hyperparameters of every task and contender that gets final runs.
 
     A range with its best trial at the border is widened by half a decade and searched again, once;
     the best of both searches counts.
@@ -162,6 +188,9 @@ def tuned(
         plan: What is to be compared.
         run: From jobs and what to call them to their results.
     """
+    if plan.published is not None:
+        line = {"trial": "published", "hyper": plan.published}
+        return {(workload, c.name): line for workload, c in plan.pairs()}
     first = {(w, c.name): plan.tuning(w, c) for w, c in plan.pairs()}
     lines = _grouped(run((job for jobs in first.values() for job in jobs), "tuning"))
     again: list[Job] = []
@@ -172,7 +201,28 @@ def tuned(
             again += plan.tuning(workload, wider, prefix="wider-")
     for key, more in _grouped(run(again, "wider") if again else []).items():
         lines[key] += more
+    if plan.screen is not None:
+        lines = {
+            key: found for key, found in lines.items() if not hopeless(lines, key, plan.screen)
+        }
     return {key: best_trial(trials) for key, trials in lines.items()}
+
+
+def hopeless(
+    trials: Mapping[tuple[str, str], Sequence[Result]], key: tuple[str, str], screen: float
+) -> bool:
+    """Say whether a contender's best trial is worse than AdamW's by more than a share.
+
+    Args:
+        trials: Results of tuning by task and contender.
+        key: A task and a contender.
+        screen: The share.
+    """
+
+    def least(contender: str) -> float:
+        return min(losses_of_trials(trials[key[0], contender]).values())
+
+    return key[1] != BASELINE and not least(key[1]) <= (1 + screen) * least(BASELINE)
 
 
 def _grouped(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
@@ -180,56 +230,3 @@ def _grouped(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
     for line in results:
         groups.setdefault((line["workload"], line["contender"]), []).append(line)
     return groups
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a contender costs on a task, on one core beside another.
-
-    Attributes:
-        compile_seconds: To compile its training run for one split.
-        step_seconds: A step, in a full batch of runs.
-        look_seconds: An evaluation, likewise.
-    """
-
-    compile_seconds: float
-    step_seconds: float
-    look_seconds: float
-
-
-def measure(plan: Plan, bench: Bench, workload: str, contender: Contender) -> Cost:
-    """Time short runs of a contender on a task.
-
-    Args:
-        plan: Whose evaluations are counted.
-        bench: What runs it.
-        workload: Name of the task.
-        contender: The optimizer.
-    """
-    hyper = contender.trials(1)[0]
-    bench.workload(workload, "validation")  # its loading is not to be timed
-
-    def seconds(steps: int) -> float:
-        job = plan.job("tuning", workload, contender, "timing", hyper, 0, steps)
-        return bench.run([job] * bench.batch)[0]["seconds"]
-
-    began = time.perf_counter()
-    seconds(plan.points)
-    compiled = time.perf_counter() - began
-    short, long = seconds(plan.points), seconds(4 * plan.points)
-    step = max(0.0, (long - short) / (3 * plan.points))
-    looks = max(0.0, short - step * plan.points) / (plan.points + 1)
-    return Cost(compiled - bench.batch * short, step, looks)
-
-
-def total_seconds(plan: Plan, workload: str, cost: Cost, batch: int = 1) -> float:
-    """Return the core seconds of one contender on one task, tuning to robustness.
-
-    Args:
-        plan: What is to be compared.
-        workload: Name of the task.
-        cost: What was measured.
-        batch: Of the bench.
-    """
-    looks = plan.runs(batch) * (plan.points + 1) * cost.look_seconds
-    return 2 * cost.compile_seconds + plan.steps(workload, batch) * cost.step_seconds + looks

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import reporting
-from benchmarks.study.statistics import BASELINE, Bars, Comparison, Estimate, Row, bars
+from benchmarks.study.contenders import BASELINE
+from benchmarks.study.statistics import Bars, Comparison, Estimate, Row, bars
 
 BEGIN, END = "<!-- results: generated, do not edit -->", "<!-- end of results -->"
 COLUMNS = (
@@ -89,15 +90,21 @@ def _markdown(
     figures: Mapping[str, str],
 ) -> str:
     all_rows = [row for rows in tables.values() for row in rows]
-    parts = [_table(BAR_COLUMNS, [_bar_cells(one, labels) for one in bars(all_rows)])]
+    parts = [markdown_table(BAR_COLUMNS, [_bar_cells(one, labels) for one in bars(all_rows)])]
     parts += [f"![Differences to AdamW]({figures['forest']})", LEGEND]
     for workload, rows in tables.items():
         parts.append(f"### {workload}, {comparison.horizon(workload):,} steps")
-        parts.append(_table(COLUMNS, [cells(row, labels) for row in rows]))
+        parts.append(markdown_table(COLUMNS, [cells(row, labels) for row in rows]))
     return "\n\n".join([*parts, f"![Learning curves]({figures['curves']})"])
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table, its first column to the left and the others to the right.
+
+    Args:
+        columns: Titles.
+        rows: Cells.
+    """
     rule = ["---", *("--:" for _ in columns[1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))
 
@@ -115,9 +122,9 @@ def cells(row: Row, labels: Mapping[str, str]) -> list[str]:
         labels.get(row.contender, row.contender),
         f"{row.loss.mean:.4f} [{row.loss.low:.4f}, {row.loss.high:.4f}]",
         "" if baseline else _per_cent(row.difference),
-        "" if baseline else _p(row.adjusted_p),
+        "" if baseline else p_value(row.adjusted_p),
         _per_cent(row.shorter_difference),
-        _p(row.shorter_p),
+        p_value(row.shorter_p),
         "never" if math.isinf(row.steps_to_target) else f"{row.steps_to_target:.2f}",
         str(row.seeds),
         str(row.trials),
@@ -142,7 +149,12 @@ def _per_cent(estimate: Estimate) -> str:
     return f"{estimate.mean:+.2f} % [{estimate.low:+.2f}, {estimate.high:+.2f}]"
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """Return a p-value as tables show it.
+
+    Args:
+        value: NaN where there is none.
+    """
     if math.isnan(value):
         return "–"
     return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
@@ -156,7 +168,7 @@ def plot_forest(path: Path, tables: Mapping[str, Sequence[Row]], labels: Mapping
         tables: Rows by task.
         labels: Of the contenders, by name.
     """
-    figure, axes = _panels(len(tables), 2.2)
+    figure, axes = panels(len(tables), 2.2)
     for panel, (workload, rows) in zip(axes, tables.items(), strict=True):
         shown = [row for row in rows if row.contender != BASELINE]
         means = np.array([row.difference.mean for row in shown])
@@ -171,7 +183,7 @@ def plot_forest(path: Path, tables: Mapping[str, Sequence[Row]], labels: Mapping
         panel.set(title=workload, xlabel="test loss, % to AdamW (less is better)")
         if np.nanmax(np.abs(np.append(bounds, means)), initial=0) > 20:
             panel.set_xscale("symlog", linthresh=2)  # what fails hides nothing that differs little
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_curves(path: Path, comparison: Comparison, labels: Mapping[str, str]) -> None:
@@ -182,7 +194,7 @@ def plot_curves(path: Path, comparison: Comparison, labels: Mapping[str, str]) -
         comparison: The results.
         labels: Of the contenders, by name.
     """
-    figure, axes = _panels(len(comparison.workloads), 3.2)
+    figure, axes = panels(len(comparison.workloads), 3.2)
     for panel, workload in zip(axes, comparison.workloads, strict=True):
         steps = comparison.horizon(workload)
         for name in comparison.contenders(workload):
@@ -197,10 +209,16 @@ def plot_curves(path: Path, comparison: Comparison, labels: Mapping[str, str]) -
         for set_formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
             set_formatter(ticker.ScalarFormatter())
     axes[0].legend(fontsize="x-small")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure of as many panels, two a row.
+
+    Args:
+        count: Of the panels.
+        height: Of each, in inches.
+    """
     rows = math.ceil(count / 2)
     columns = min(count, 2)
     figure, axes = plt.subplots(
@@ -211,7 +229,13 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, list(axes.flat[:count])
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, with grids, and close it.
+
+    Args:
+        figure: What was drawn.
+        path: The PNG.
+    """
     for panel in figure.axes:
         panel.grid(alpha=0.2)
     figure.savefig(path, dpi=150)

@@ -8,13 +8,14 @@ import json
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks import reporting
 from benchmarks.study.contenders import Hyper
-from benchmarks.workloads.real import Split
+from benchmarks.workloads.classification import Split
 
 Phase = Literal["tuning", "final", "robustness"]
 Result = dict[str, Any]
@@ -122,6 +123,30 @@ def read_results(path: Path) -> list[Result]:
             raise ValueError(f"{path}, line {number}: not a result ({error!r}).") from error
         results.append(line)
     return results
+
+
+def write_compressed(path: Path, results: Iterable[Result]) -> None:
+    """Write what figures are made of as compressed JSON lines, the same bytes for the same runs.
+
+    Training losses are left out, but for runs in which they ceased to be finite; of a tuning
+    run's curve only the ends are kept.
+
+    Args:
+        path: The file, `.gz`.
+        results: The lines.
+    """
+    lines = sorted(json.dumps(_kept(result), sort_keys=True) for result in results)
+    reporting.write_atomically(path, gzip.compress("\n".join(lines).encode(), mtime=0))
+
+
+def _kept(result: Result) -> Result:
+    kept = {name: value for name, value in result.items() if name not in ("train", "seconds")}
+    kept["train"] = [None] if None in result["train"] else []
+    if result["phase"] == "tuning":
+        kept.pop("accuracy", None)
+        curve = result["validation"]
+        kept["validation"] = [curve[0], None if None in curve else curve[-1]]
+    return kept
 
 
 def final_loss(result: Result) -> float:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks.study.contenders import Contender
 from benchmarks.study.results import Job, Result, Results, identity
 from benchmarks.workloads.base import Curves, Workload, learning_rates, training_run
-from benchmarks.workloads.real import Split
+from benchmarks.workloads.classification import Split
 
 Open = Callable[[str, Split], Workload]
 
@@ -52,11 +52,14 @@ class Bench:
         began = time.perf_counter()
         curves: Curves = jax.device_get(run(*self._arguments(jobs, workload)))
         each = (time.perf_counter() - began) / len(jobs)
-        losses = (np.reshape(x, (self.batch, -1)) for x in curves)
-        return [
+        names = {"train": curves.train_loss, "validation": curves.validation_loss}
+        names |= {} if curves.accuracy is None else {"accuracy": curves.accuracy}
+        lines = {name: np.reshape(values, (self.batch, -1)) for name, values in names.items()}
+        return [  # what follows the jobs fills the batch up
             job.as_json()
-            | {"train": _rounded(train), "validation": _rounded(seen), "seconds": round(each, 3)}
-            for job, train, seen in zip(jobs, *losses, strict=False)  # the rest fills the batch up
+            | {name: _rounded(values[i]) for name, values in lines.items()}
+            | {"seconds": round(each, 3)}
+            for i, job in enumerate(jobs)
         ]
 
     def batches(self, jobs: Iterable[Job]) -> list[list[Job]]:
@@ -97,6 +100,8 @@ class Bench:
             name: jnp.reshape(jnp.array([job.hyper[name] for job in filled], jnp.float32), shape)
             for name in jobs[0].hyper
         }
+        # For what an optimizer draws itself.
+        hyper["seed"] = jnp.reshape(jnp.array([job.seed for job in filled], jnp.int32), shape)
         keys = jnp.stack([jax.random.key(job.seed) for job in filled]).reshape(shape)
         # What is real of the data does not depend on a key.
         data = workload.data(jax.random.key(jobs[0].seed))

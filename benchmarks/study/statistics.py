@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
+from benchmarks.study.contenders import BASELINE
 from benchmarks.study.plan import SHORTER
 from benchmarks.study.results import Result, diverged
 
-BASELINE = "adamw"
 RESAMPLES = 19_999
 Losses = Float[np.ndarray, " seeds"]
 
@@ -202,6 +202,10 @@ class Comparison:
     def horizon(self, workload: str) -> int:
         """Return the length of the longest runs, which tuning takes first."""
         return max(result["steps"] for result in self._results if result["workload"] == workload)
+
+    def tuning(self, workload: str) -> list[Result]:
+        """Return all tuning runs on a task."""
+        return [r for r in self._results if (r["phase"], r["workload"]) == ("tuning", workload)]
 
     def runs(self, workload: str, contender: str, *, share: float = 1.0) -> dict[int, Result]:
         """Return the final runs over this share of the horizon, by seed."""

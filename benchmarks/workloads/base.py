@@ -20,13 +20,16 @@ class Workload:
 
     Attributes:
         name: What tables and files call it.
-        family: The kind of model: `"mlp"`, `"convolution"`, `"transformer"`, `"embedding"`.
+        family: The kind of model: `"mlp"`, `"convolution"`, `"transformer"`, `"embedding"`,
+            `"landscape"`.
         init: From a key to the initial parameters.
         data: From a key to all that is random about the task itself (teacher, noise, examples),
             as arrays; real data do not depend on it.
         loss: The mean training loss over one batch, which the key draws from the data (as it
             does dropout masks).
         validation_loss: The mean loss over the validation examples.
+        evaluation: The same loss and the share of examples that are classified rightly, in one
+            pass, where the task is to classify.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Workload:
     data: Callable[[Key[Array, ""]], PyTree]
     loss: Callable[[PyTree, PyTree, Key[Array, ""]], Scalar]
     validation_loss: Callable[[PyTree, PyTree], Scalar]
+    evaluation: Callable[[PyTree, PyTree], tuple[Scalar, Scalar]] | None = None
 
 
 class Curves(NamedTuple):
@@ -43,10 +47,12 @@ class Curves(NamedTuple):
     Attributes:
         train_loss: Mean training loss since the last point.
         validation_loss: Validation loss at the point; the first is the untrained model's.
+        accuracy: Likewise, `None` for what is no classification.
     """
 
     train_loss: Float[Array, "*runs points"]
     validation_loss: Float[Array, "*runs points+1"]
+    accuracy: Float[Array, "*runs points+1"] | None = None
 
 
 def learning_rates(
@@ -109,11 +115,15 @@ def training_run(
     run = (data, key, hyper)
     each = steps // points
 
+    def seen(params, data):
+        if workload.evaluation is None:
+            return workload.validation_loss(params, data), None
+        return workload.evaluation(params, data)
+
     def start(run):
         data, key, hyper = run
         params = workload.init(jax.random.split(key)[0])
-        first = workload.validation_loss(params, data)
-        return first, (params, optimizer(hyper).init(params))
+        return seen(params, data), (params, optimizer(hyper).init(params))
 
     def step(run, carry, i):
         (data, key, hyper), (params, opt_state) = run, carry
@@ -124,7 +134,7 @@ def training_run(
 
     def look(run, carry):
         (data, _, _), (params, opt_state) = run, carry
-        return workload.validation_loss(evaluated(opt_state, params), data)
+        return seen(evaluated(opt_state, params), data)
 
     first, carry = mapped(start)(run)
 
@@ -134,9 +144,9 @@ def training_run(
             loss, carry = mapped(step, 0, None)(run, carry, number * each + i)
             return carry, total + loss
 
-        carry, total = jax.lax.fori_loop(0, each, body, (carry, jnp.zeros(first.shape)))
+        carry, total = jax.lax.fori_loop(0, each, body, (carry, jnp.zeros(first[0].shape)))
         return carry, (total / each, mapped(look, 0)(run, carry))
 
-    _, (train, validation) = jax.lax.scan(part, carry, jnp.arange(points))
-    validation = jnp.concatenate([first[None], validation])
-    return Curves(jnp.moveaxis(train, 0, -1), jnp.moveaxis(validation, 0, -1))
+    _, (train, later) = jax.lax.scan(part, carry, jnp.arange(points))
+    curves = jax.tree.map(lambda x, rest: jnp.concatenate([x[None], rest]), first, later)
+    return Curves(*jax.tree.map(lambda curve: jnp.moveaxis(curve, 0, -1), (train, *curves)))

@@ -10,21 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from benchmarks import datasets, training
+from benchmarks import datasets
 from benchmarks.llm.checkpoints import load_model, open_checkpoint
 from benchmarks.llm.text import open_text
+from benchmarks.workloads import synthetic
 from benchmarks.workloads.base import Scalar, Workload
+from benchmarks.workloads.classification import Split, classifier
 
-Split = Literal["validation", "test"]
 CONTEXT = 64
 WINDOWS = 128  # that an evaluation of a language model reads
 CHUNK = 32  # of them at a time
@@ -47,27 +47,7 @@ def clinc150(
     for name in ("data_full.json", "domains.json"):
         _check(folder / name, "CLINC150 (clinc/oos-eval)")
     dataset = datasets.clinc150(folder, labels)
-    new_model = partial(training.new_model, dataset, features=width, hidden=2 * width)
-    graph, _ = new_model(jax.random.key(0))
-    evaluate = training.compiled_evaluation(graph)
-    arrays = training.on_device(dataset.train), training.on_device(getattr(dataset, split))
-
-    def loss(params: PyTree, data: PyTree, key: Key[Array, ""]) -> Scalar:
-        (tokens, labels), _ = data
-        drawn, dropout = jax.random.split(key)
-        batch = jax.random.randint(drawn, (32,), 0, len(labels))
-        model = nnx.merge(graph, params)
-        logits = model(tokens[batch], deterministic=False, rngs=nnx.Rngs(dropout=dropout))
-        return _cross_entropy(logits, labels[batch])
-
-    return Workload(
-        name=_named(f"clinc-{labels}", width),
-        family="transformer",
-        init=lambda key: new_model(key)[1],
-        data=lambda key: arrays,
-        loss=loss,
-        validation_loss=lambda params, data: evaluate(params, *data[1])[0],
-    )
+    return classifier(_named(f"clinc-{labels}", width), dataset, width=width, split=split)
 
 
 def characters(file: Path, *, width: int = 64, split: Split = "validation") -> Workload:
@@ -197,7 +177,7 @@ def _language_model(
     batch_size: int,
 ) -> Workload:
     def mean_loss(params: PyTree, windows: Int[Array, "batch length"]) -> Scalar:
-        return _cross_entropy(nnx.merge(graph, params)(windows[:, :-1]), windows[:, 1:])
+        return synthetic.cross_entropy(nnx.merge(graph, params)(windows[:, :-1]), windows[:, 1:])
 
     def loss(params: PyTree, data: Passages, key: Key[Array, ""]) -> Scalar:
         starts = jax.random.randint(key, (batch_size, 1), 0, len(data.train) - CONTEXT)
@@ -208,10 +188,6 @@ def _language_model(
         return jax.lax.map(partial(mean_loss, params), chunks).mean()
 
     return Workload(name, "transformer", init, lambda key: passages, loss, validation_loss)
-
-
-def _cross_entropy(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Scalar:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def _named(name: str, width: int) -> str:

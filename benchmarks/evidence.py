@@ -1,0 +1,213 @@
+r"""Does superposition help? The paper's claims, matched controls, and where it could help at all.
+
+`docs/evidence.md` has the protocol and what was found. The tasks, optimizers and numbers of runs
+stand in one table, `benchmarks/study/table.py`.
+
+parts:
+{parts}
+  stability    Where Eq. 1 stalls or diverges on a parabola, over the gradient's scale and λ
+  norms        Norm of the perturbation against norm of the step over training
+  cost         An epoch's time against AdamW's; run it on an otherwise idle machine
+
+files: OUTPUT/results.jsonl, a line a run, appended as soon as it is done. What is in it is not run
+  again, so that an interrupted study goes on where it stopped; runs of `benchmarks.learned_circuit`
+  with the same trials are the same runs. OUTPUT/stability.json, norms.json, cost.json,
+  provenance.json. The report is written between its markers, the figures beside it.
+
+Examples:
+  python -m benchmarks.evidence --quick
+  python -m benchmarks.evidence --full --data ../shared/data --dry-run
+  python -m benchmarks.evidence --full --data ../shared/data --parts paper tuned
+  python -m benchmarks.evidence --results benchmarks/results/evidence --report docs/evidence.md \
+      --readme README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import reporting
+from benchmarks.study import evidence_figures, evidence_report, stability
+from benchmarks.study.compute import print_cost
+from benchmarks.study.cost import epoch_seconds
+from benchmarks.study.norms import FORMS, relative_norms
+from benchmarks.study.plan import compare
+from benchmarks.study.results import Results, read_results, write_compressed
+from benchmarks.study.runner import Bench
+from benchmarks.study.superposed import everything
+from benchmarks.study.table import (
+    PARTS,
+    PUBLISHED_HYPER,
+    TOPICS,
+    Part,
+    needs_data,
+    open_workload,
+)
+
+SMOKE = "**Smoke run** of a few steps, to see that everything works: its figures mean nothing."
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        if args.quick or args.full:
+            _run(args)
+        if args.report is not None:
+            _report(args)
+        if args.pack is not None:
+            lines = read_results(args.output / "results.jsonl")
+            write_compressed(args.pack, lines)
+            print(f"Wrote {args.pack}")
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _run(args: argparse.Namespace) -> None:
+    parts = {name: PARTS[name] for name in args.parts if name in PARTS}
+    if args.quick:
+        parts = {name: part.smoke() for name, part in parts.items()}
+    if args.data is None:
+        parts = {name: _without_data(part) for name, part in parts.items()}
+    args.output.mkdir(parents=True, exist_ok=True)
+    if not args.dry_run:
+        reporting.write_json(args.output / "provenance.json", reporting.provenance())
+    for name, part in parts.items():
+        if part.horizons:
+            _run_part(name, part, args)
+    if not args.dry_run:
+        for name, measured in _measured(args).items():
+            if name in args.parts and not (args.output / f"{name}.json").exists():
+                reporting.write_json(args.output / f"{name}.json", measured())
+
+
+def _without_data(part: Part) -> Part:
+    kept = {name: steps for name, steps in part.horizons.items() if not needs_data(name)}
+    for name in part.horizons.keys() - kept.keys():
+        print(f"{name} is left out: it needs --data.")
+    return dataclasses.replace(part, horizons=kept)
+
+
+def _run_part(name: str, part: Part, args: argparse.Namespace) -> None:
+    plan = part.plan(everything())
+    bench = Bench(partial(open_workload, args.data), plan.contenders, batch=part.batch)
+    print(f"\n{name}: {part.question}")
+    if not args.quick:
+        _print_cost(part, plan, bench)
+    if not args.dry_run:
+        compare(plan, bench, Results(args.output / "results.jsonl"))
+
+
+def _print_cost(part: Part, plan: Any, bench: Bench) -> None:
+    """As if every optimizer cost what AdamW does, and every landscape what the first does."""
+    tasks = list(part.horizons)
+    alike = evidence_report.is_landscape(tasks[0])
+    shown, repeats = (tasks[:1], len(tasks)) if alike else (tasks, 1)
+    adamw = next(iter(plan.contenders.values()))
+    print_cost(
+        plan,
+        bench,
+        [(task, adamw) for task in shown],
+        title="What it needs, with AdamW's cost for every optimizer",
+        repeats=repeats * len(plan.contenders),
+    )
+
+
+def _measured(args: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The parts that are no comparison of training runs."""
+    topics = partial(open_workload, args.data, TOPICS)
+    shorter: dict[str, Any] = {"starts": 4, "steps": 50} if args.quick else {}
+    norms: dict[str, Any] = {
+        "learning_rate": PUBLISHED_HYPER["learning_rate"],
+        "steps": 20 if args.quick else 1875,
+        "points": 5 if args.quick else 15,
+        "seeds": range(2 if args.quick else 5),
+    }
+    return {
+        "stability": lambda: {
+            weigh: stability.stability_map(weigh, **shorter) for weigh in stability.WEIGHS
+        },
+        "norms": lambda: {
+            label: relative_norms(topics("validation"), **norms, **form)
+            for label, form in FORMS.items()
+        },
+        "cost": lambda: epoch_seconds(
+            partial(open_workload, args.data),
+            everything(),
+            rounds=2 if args.quick else args.rounds,
+            **({"steps": 4, "arms": ("adamw", "paper")} if args.quick else {}),
+        ),
+    }
+
+
+def _report(args: argparse.Namespace) -> None:
+    study = evidence_report.read_study(args.results or args.output)
+    if args.quick and not args.report.exists():
+        reporting.write_atomically(args.report, f"# Evidence\n\n{SMOKE}\n\n")
+    figures = evidence_figures.draw(args.report.parent, args.report.stem, study)
+    evidence_report.write(args.report, study, figures)
+    print(f"Wrote {args.report} and its figures")
+    if args.readme is not None:
+        evidence_report.quote(args.readme, study)
+        print(f"Wrote the claims to {args.readme}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {name:12} {part.question}" for name, part in PARTS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evidence",
+        description=(__doc__ or "").replace("{parts}", listed),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    names = list(itertools.chain(PARTS, ("stability", "norms", "cost")))
+    add = parser.add_argument
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--quick", action="store_true", help="a smoke run of minutes, whose figures mean nothing"
+    )
+    length.add_argument("--full", action="store_true", help="the study, of hours on two cores")
+    add(
+        "--parts",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="PART",
+        help="see above (default: all)",
+    )
+    add(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="folder with clinc150 and tinyshakespeare; without it their tasks are left out",
+    )
+    add("--rounds", type=int, default=20, metavar="N", help="of cost (default: %(default)s)")
+    add(
+        "--output",
+        type=Path,
+        default=Path("results/evidence"),
+        metavar="PATH",
+        help="folder for the runs (default: %(default)s)",
+    )
+    add("--dry-run", action="store_true", help="print the compute that is needed, and stop")
+    add("--report", type=Path, metavar="FILE", help="write this, and its figures, from the runs")
+    add("--readme", type=Path, metavar="FILE", help="quote the report's claims in this file")
+    add(
+        "--results",
+        type=Path,
+        metavar="PATH",
+        help="folder to report from (default: that of --output)",
+    )
+    add("--pack", type=Path, metavar="FILE", help="write OUTPUT/results.jsonl compressed")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

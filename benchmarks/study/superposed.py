@@ -1,0 +1,178 @@
+"""The method in its forms, and the matched controls of each, as contenders."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+import qsgd_jax as qsgd
+from benchmarks.study.contenders import BASELINE, Contender, classical, with_circuit
+from benchmarks.study.controls import Base, Kind, matched_control
+
+QUANTUM_WEIGHT = 0.5  # the paper's "stronger interference"
+QUANTUM_WEIGHTS = (0.1, 100.0)
+SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+SHOTS = (1, 4, 16, 64, 256, 1024)
+KINDS: dict[Kind, str] = {
+    "noise": "Gaussian noise",
+    "shuffled": "weights shuffled",
+    "signs": "random signs",
+    "rates": "rates of its own for each coordinate",
+}
+FORMS = {"gradient": "Eq. 1", "update": "on the update", "moments": "before the moments"}
+
+
+def superposed(
+    name: str,
+    label: str,
+    *,
+    weigh: Any,
+    quantum_weight: Any = QUANTUM_WEIGHT,
+    annealed: bool = False,
+    superposition: qsgd.Superposition | None = None,
+    **options: Any,
+) -> Contender:
+    """Return superpositional AdamW as a contender.
+
+    Args:
+        name: What files call it.
+        label: What tables call it.
+        weigh: As in `superpositional_adamw`.
+        quantum_weight: λ, or the range that it is tuned over.
+        annealed: Whether λ follows the learning rate's schedule.
+        superposition: Circuit, coverage and shots.
+        options: Of the contender.
+    """
+    ranged = isinstance(quantum_weight, tuple)
+
+    def build(hyper: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
+        strength: Any = hyper["quantum_weight"] if ranged else quantum_weight
+
+        def decayed(count: Any) -> Any:
+            return strength * schedule(count) / hyper["learning_rate"]
+
+        return qsgd.superpositional_adamw(
+            schedule,
+            weight_decay=hyper["weight_decay"],
+            quantum_weight=decayed if annealed else strength,
+            weigh=weigh,
+            superposition=superposition,
+            key=jax.random.key(hyper["seed"]),
+        )
+
+    return Contender(
+        name, label, build, quantum_weight=quantum_weight if ranged else None, **options
+    )
+
+
+def matched(
+    name: str,
+    label: str,
+    kind: Kind,
+    *,
+    base: Base,
+    superposition: qsgd.Superposition,
+) -> Contender:
+    """Return AdamW with a matched control of a superposition as a contender.
+
+    Args:
+        name: What files call it.
+        label: What tables call it.
+        kind: As in `matched_control`.
+        base: As in `matched_control`.
+        superposition: What is matched.
+    """
+
+    def build(hyper: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
+        return optax.chain(
+            matched_control(
+                optax.scale_by_adam(),
+                kind,
+                QUANTUM_WEIGHT,
+                superposition,
+                base=base,
+                key=jax.random.key(hyper["seed"]),
+            ),
+            optax.add_decayed_weights(hyper["weight_decay"]),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+    return Contender(name, label, build)
+
+
+@functools.cache
+def everything() -> dict[str, Contender]:
+    """Return every contender of the evidence study by name, AdamW first."""
+    leading, everywhere = qsgd.Superposition(), qsgd.Superposition(coverage="everywhere")
+    entangled = dataclasses.replace(everywhere, circuit=qsgd.Circuit(depth=2))
+    adamw = classical()[BASELINE]
+    found = [
+        *classical().values(),
+        *with_circuit().values(),
+        dataclasses.replace(adamw, name="adamw-twice", label="AdamW, twice the trials", effort=2),
+        superposed("zero", "λ = 0", weigh="gradient", quantum_weight=0.0),
+        superposed("paper-0.1", "paper, Eq. 1, λ = 0.1", weigh="gradient", quantum_weight=0.1),
+        superposed(
+            "paper-tuned",
+            "Eq. 1, λ tuned, twice the trials",
+            weigh="gradient",
+            quantum_weight=QUANTUM_WEIGHTS,
+            effort=2,
+        ),
+        superposed("update", "on the update", weigh="update"),
+        superposed("annealed", "Eq. 1, λ annealed", weigh="gradient", annealed=True),
+        superposed(
+            "everywhere-gradient",
+            "everywhere, Eq. 1",
+            weigh="gradient",
+            superposition=everywhere,
+        ),
+        superposed(
+            "everywhere", "everywhere, on the update", weigh="update", superposition=everywhere
+        ),
+        superposed(
+            "entangled",
+            "everywhere, on the update, depth 2",
+            weigh="update",
+            superposition=entangled,
+        ),
+    ]
+    for kind, label in KINDS.items():
+        found += [
+            matched(kind, f"instead: {label}", kind, base="gradient", superposition=leading),
+            matched(
+                f"everywhere-{kind}",
+                f"everywhere, instead: {label}",
+                kind,
+                base="update",
+                superposition=everywhere,
+            ),
+        ]
+    found += [
+        superposed(
+            f"shots-{shots}",
+            f"everywhere, on the update, {shots} shots",
+            weigh="update",
+            superposition=dataclasses.replace(everywhere, shots=shots),
+        )
+        for shots in SHOTS
+    ]
+    found += [
+        superposed(
+            f"{weigh}-{value:g}", f"{form}, λ = {value:g}", weigh=weigh, quantum_weight=value
+        )
+        for weigh, form in FORMS.items()
+        for value in SWEEP
+    ]
+    return {contender.name: contender for contender in found}
+
+
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "paper": tuple(KINDS),
+    "everywhere": tuple(f"everywhere-{kind}" for kind in KINDS),
+}
