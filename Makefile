@@ -4,10 +4,14 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 py
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-peers test-catalyst peer-step llm-parity device-matrix clean
+.PHONY: demo evidence test test-slow test-peers test-catalyst peer-step llm-parity device-matrix clean
 
 demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, side by side.
 	$(BIN)/python -m benchmarks.text_classification --arms adam lambda-0.5 --seeds 4
+
+evidence: .venv/llm ## Run the evidence study (hours; PARTS="paper tuned" runs some) and write its report.
+	$(BIN)/python -m benchmarks.evidence --full $(if $(wildcard ../shared/data),--data ../shared/data) \
+	  $(if $(PARTS),--parts $(PARTS)) --report docs/evidence.md
 
 test: .venv/test ## Lint, type-check and test everything.
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """The matched controls: as large as the superposition, where it is, and something else."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ LAMBDA = 0.5
 EVERYWHERE = qsgd.Superposition(coverage="everywhere")
 
 
-def tree(seed):
+def tree(seed) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(seed), 3)
     return {
         "kernel": jax.random.normal(keys[0], (3, 5)),
@@ -23,7 +25,7 @@ def tree(seed):
     }
 
 
-def perturbation(kind, base, superposition, *, step=0, key=0):
+def perturbation(kind, base, superposition, *, step=0, key=0) -> dict[str, Any]:
     """What a control adds to the step of SGD with another scale than the gradient's."""
     params, gradients = tree(0), tree(1)
     inner = optax.scale(-3.0)
@@ -37,7 +39,7 @@ def perturbation(kind, base, superposition, *, step=0, key=0):
     return jax.tree.map(lambda s, g: np.asarray(s + 3 * g, np.float64), steps, gradients)
 
 
-def weighed(base, superposition):
+def weighed(base, superposition) -> dict[str, Any]:
     """The superposition's own perturbation, in NumPy."""
     params, gradients = tree(0), tree(1)
 
@@ -88,6 +90,7 @@ def test_shuffled_weights_are_the_same_weights_and_signs_keep_every_size():
 
 def test_rates_are_the_initial_weights_however_far_the_parameters_go():
     params, gradients = tree(0), tree(1)
+    steps: Any
     control = matched_control(
         optax.identity(), "rates", LAMBDA, EVERYWHERE, base="update", key=jax.random.key(0)
     )
@@ -104,6 +107,7 @@ def test_what_has_no_norm_to_match_adds_nothing():
     control = matched_control(
         optax.identity(), "noise", LAMBDA, EVERYWHERE, base="gradient", key=jax.random.key(0)
     )
+    steps: Any
     params = {"x": jnp.zeros(4)}  # sin 0 = 0
     steps, _ = control.update({"x": jnp.ones(4)}, control.init(params), params)
     assert (steps["x"] == 1).all()
@@ -119,6 +123,7 @@ def test_unknown_controls_are_refused(kind, base, named):
 
 def test_every_contender_of_the_study_takes_a_finite_step_of_its_own():
     params, moved, gradients = tree(0), tree(2), tree(1)
+    updates: Any
     hyper = {
         "learning_rate": 0.1,
         "weight_decay": 0.1,

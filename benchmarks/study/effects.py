@@ -6,7 +6,7 @@ A run that diverged counts with what the untrained model reaches, as in `statist
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,6 +152,7 @@ class Task:
         workload: The task's name.
         measure: What is compared.
         target: Of the measure, that runs race to; by default AdamW's mean at the end.
+        order: Names of contenders as they are to be listed; others follow.
     """
 
     def __init__(
@@ -160,8 +161,10 @@ class Task:
         workload: str,
         measure: Measure,
         target: float | None = None,
+        order: Sequence[str] = (),
     ):
         self._comparison = comparison
+        self._place = {name: place for place, name in enumerate(order)}
         self.workload, self.measure = workload, measure
         reached = measure.final(self.runs(BASELINE)).mean()
         self.target = float(reached) if target is None else target
@@ -169,13 +172,16 @@ class Task:
     @property
     def contenders(self) -> list[str]:
         """Names of those with final runs, AdamW first."""
-        return self._comparison.contenders(self.workload)
+        return self._in_order(self._comparison.contenders(self.workload))
 
     @property
     def screened(self) -> list[str]:
         """Names of those that were tuned and then dropped."""
-        tuned = (r["contender"] for r in self._tuning() if r["contender"] not in self.contenders)
-        return list(dict.fromkeys(tuned))
+        tuned = {r["contender"] for r in self._tuning()}
+        return self._in_order(tuned - set(self.contenders))
+
+    def _in_order(self, names: Iterable[str]) -> list[str]:
+        return sorted(names, key=lambda name: self._place.get(name, len(self._place)))
 
     @property
     def horizon(self) -> int:

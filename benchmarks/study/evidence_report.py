@@ -96,7 +96,8 @@ class Study:
             workload: The task's name.
             target: As in `Task`.
         """
-        return Task(self.comparison, workload, self._measure(workload), target)
+        measure = self._measure(workload)
+        return Task(self.comparison, workload, measure, target, list(self.labels))
 
     def _measure(self, workload: str) -> Measure:
         if is_landscape(workload):

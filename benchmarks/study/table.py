@@ -23,6 +23,7 @@ DIGITS = {"digits-few": (200, 0.0), "digits-mislabelled": (900, 0.4)}
 REAL = ("clinc-domains", "clinc-intents", "characters")
 DIMENSIONS = (2, 10, 50, 200)
 SCREEN = 0.5
+SMOKE = (BASELINE, "paper", "noise", "gradient-1", "gradient-10", "shots-1", "shots-16")
 PAPER = ("paper-moments", "paper-0.1", "paper")
 SWEEPS = tuple(f"{weigh}-{value:g}" for weigh in FORMS for value in SWEEP)
 LANDSCAPE_ARMS = (
@@ -86,7 +87,7 @@ class Part:
 
     def smoke(self) -> Part:
         """Return a small likeness that runs in seconds: its figures mean nothing."""
-        arms = tuple(name for name in self.contenders if name in (BASELINE, "paper", "noise"))
+        arms = tuple(name for name in self.contenders if name in SMOKE)
         shortest = dict(list(self.horizons.items())[:1])
         return dataclasses.replace(
             self,
@@ -113,17 +114,14 @@ PARTS: dict[str, Part] = {
         (
             BASELINE,
             "adamw-twice",
-            "cautious",
             *PAPER,
             "paper-tuned",
             *CONTROLS["paper"],
             "update",
             "everywhere",
             "everywhere-noise",
-            "everywhere-signs",
             "entangled",
             "circuit",
-            "random-angles",
         ),
     ),
     "attention": Part(
@@ -169,7 +167,7 @@ PARTS: dict[str, Part] = {
     "real": Part(
         "Real text: requests in 10 domains and 150 intents, Shakespeare's characters",
         {name: HELD_OUT[name].horizon for name in REAL},
-        (BASELINE, "cautious", "paper", "noise", "everywhere", "everywhere-noise", "circuit"),
+        (BASELINE, "cautious", "paper", "noise", "circuit"),
         seeds=10,
     ),
     "landscapes": Part(
