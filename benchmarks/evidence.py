@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -77,15 +78,21 @@ def _run(args: argparse.Namespace) -> None:
     if args.data is None:
         parts = {name: _without_data(part) for name, part in parts.items()}
     args.output.mkdir(parents=True, exist_ok=True)
-    if not args.dry_run:
-        reporting.write_json(args.output / "provenance.json", reporting.provenance())
     for name, part in parts.items():
         if part.horizons:
             _run_part(name, part, args)
     if not args.dry_run:
         for name, measured in _measured(args).items():
             if name in args.parts and not (args.output / f"{name}.json").exists():
+                _note_provenance(name, args.output)
                 reporting.write_json(args.output / f"{name}.json", measured())
+
+
+def _note_provenance(part: str, output: Path) -> None:
+    """Say by which code and where a part was run last."""
+    file = output / "provenance.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    reporting.write_json(file, known | {part: reporting.provenance()})
 
 
 def _without_data(part: Part) -> Part:
@@ -102,6 +109,7 @@ def _run_part(name: str, part: Part, args: argparse.Namespace) -> None:
     if not args.quick:
         _print_cost(part, plan, bench)
     if not args.dry_run:
+        _note_provenance(name, args.output)
         compare(plan, bench, Results(args.output / "results.jsonl"))
 
 
