@@ -80,7 +80,7 @@ class Contender:
             hyper["quantum_weight"] = _log_uniform(self.quantum_weight, point[3])
         return hyper
 
-    def widened(self, learning_rate: float, margin: float = 0.05) -> Contender | None:
+    def widened(self, learning_rate: float, margin: float = 0.1) -> Contender | None:
         """Return the contender with a wider range if the best learning rate lies at its border.
 
         Args:

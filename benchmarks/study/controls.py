@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int32, Key, PyTree
+from jaxtyping import Array, Float, Int32, Key
 
 import qsgd_jax as qsgd
 
@@ -23,19 +23,17 @@ class ControlState(NamedTuple):
 
     Attributes:
         count: Steps taken.
-        first_weights: The superposition weights of the initial parameters, of `"rates"` only.
         inner_state: State of the wrapped transformation.
     """
 
     count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
-    first_weights: PyTree | None
     inner_state: optax.OptState
 
 
 def matched_control(
     inner: optax.GradientTransformation,
     kind: Kind,
-    quantum_weight: Any,
+    quantum_weight: float,
     superposition: qsgd.Superposition,
     *,
     base: Base,
@@ -52,13 +50,13 @@ def matched_control(
     * `"noise"`: c is Gaussian, drawn anew each step;
     * `"shuffled"`: c = w' ⊙ b, with the weights w of this step in a random order;
     * `"signs"`: c = r ⊙ b, with random signs r;
-    * `"rates"`: c = w(θ₀) ⊙ u, the initial weights for ever: learning rates of its own for each
-      coordinate.
+    * `"rates"`: c = r ⊙ u, with r uniform in [−1, 1] and the same in every step: learning rates
+      of its own for each coordinate.
 
     Args:
         inner: Makes the step u from the gradient, before the learning rate's minus.
         kind: What c is.
-        quantum_weight: λ, which may be traced.
+        quantum_weight: λ.
         superposition: Whose weights w are matched; without shots.
         base: What is weighed.
         key: Source of what is random.
@@ -71,13 +69,13 @@ def matched_control(
             raise ValueError(f"{name}={value!r} must be one of {', '.join(get_args(known))}.")
 
     def init(params: Any) -> Any:
-        first = superposition.weights(params) if kind == "rates" else None
-        return ControlState(jnp.zeros((), jnp.int32), first, inner.init(params))
+        return ControlState(jnp.zeros((), jnp.int32), inner.init(params))
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         steps, inner_state = inner.update(updates, state.inner_state, params)
         leaves, treedef = jax.tree.flatten(steps)
-        keys = jax.random.split(jax.random.fold_in(key, state.count), len(leaves))
+        drawn = key if kind == "rates" else jax.random.fold_in(key, state.count)
+        keys = jax.random.split(drawn, len(leaves))
         perturbed = [
             _perturbed(leaf_key, *leaf)
             for leaf_key, *leaf in zip(
@@ -85,39 +83,37 @@ def matched_control(
                 leaves,
                 jax.tree.leaves(updates),
                 jax.tree.leaves(superposition.weights(params)),
-                jax.tree.leaves(state.first_weights) or leaves,
                 strict=True,
             )
         ]
-        state = ControlState(state.count + 1, state.first_weights, inner_state)
-        return treedef.unflatten(perturbed), state
+        return treedef.unflatten(perturbed), ControlState(state.count + 1, inner_state)
 
-    def _perturbed(key: Any, step: Array, gradient: Array, weights: Array, first: Array) -> Array:
+    def _perturbed(key: Any, step: Array, gradient: Array, weights: Array) -> Array:
         size = step.size
         if superposition.coverage == "leading":
             size = min(size, superposition.circuit.n_qubits)
-        u, g, w, w0 = (jnp.ravel(x)[:size] for x in (step, gradient, weights, first))
+        u, g, w = (jnp.ravel(x)[:size] for x in (step, gradient, weights))
         b = g if base == "gradient" else u
-        change = quantum_weight * _rescaled(_DIRECTIONS[kind](key, u, b, w, w0), w * b)
+        change = quantum_weight * _rescaled(_DIRECTIONS[kind](key, u, b, w), w * b)
         return jnp.ravel(step).at[:size].add(change.astype(step.dtype)).reshape(step.shape)
 
     return optax.GradientTransformation(init, update)
 
 
-def _noise(key: Any, u: Vector, b: Vector, w: Vector, w0: Vector) -> Vector:
+def _noise(key: Any, u: Vector, b: Vector, w: Vector) -> Vector:
     return jax.random.normal(key, b.shape, b.dtype)
 
 
-def _shuffled(key: Any, u: Vector, b: Vector, w: Vector, w0: Vector) -> Vector:
+def _shuffled(key: Any, u: Vector, b: Vector, w: Vector) -> Vector:
     return jax.random.permutation(key, w) * b
 
 
-def _signs(key: Any, u: Vector, b: Vector, w: Vector, w0: Vector) -> Vector:
+def _signs(key: Any, u: Vector, b: Vector, w: Vector) -> Vector:
     return jax.random.rademacher(key, b.shape, b.dtype) * b
 
 
-def _rates(key: Any, u: Vector, b: Vector, w: Vector, w0: Vector) -> Vector:
-    return w0 * u
+def _rates(key: Any, u: Vector, b: Vector, w: Vector) -> Vector:
+    return jax.random.uniform(key, u.shape, u.dtype, -1, 1) * u
 
 
 _DIRECTIONS: dict[Kind, Callable[..., Vector]] = {

@@ -16,6 +16,7 @@ from benchmarks.study.controls import Base, Kind, matched_control
 
 QUANTUM_WEIGHT = 0.5  # the paper's "stronger interference"
 QUANTUM_WEIGHTS = (0.1, 100.0)
+OWN_STREAM = 2511
 SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SHOTS = (1, 4, 16, 64, 256, 1024)
 KINDS: dict[Kind, str] = {
@@ -62,7 +63,7 @@ def superposed(
             quantum_weight=decayed if annealed else strength,
             weigh=weigh,
             superposition=superposition,
-            key=jax.random.key(hyper["seed"]),
+            key=_own_key(hyper),
         )
 
     return Contender(
@@ -96,13 +97,18 @@ def matched(
                 QUANTUM_WEIGHT,
                 superposition,
                 base=base,
-                key=jax.random.key(hyper["seed"]),
+                key=_own_key(hyper),
             ),
             optax.add_decayed_weights(hyper["weight_decay"]),
             optax.scale_by_learning_rate(schedule),
         )
 
     return Contender(name, label, build)
+
+
+def _own_key(hyper: Mapping[str, Any]) -> Any:
+    """What an optimizer draws itself must not be what parameters and batches are drawn from."""
+    return jax.random.fold_in(jax.random.key(hyper["seed"]), OWN_STREAM)
 
 
 @functools.cache

@@ -52,6 +52,7 @@ class Part:
         tuning_seeds: Runs of each trial.
         batch: Runs in one program, on CPU too where they are tiny.
         published: Whether all run at the paper's settings instead of being tuned.
+        screen: As in `Plan`.
     """
 
     question: str
@@ -63,6 +64,7 @@ class Part:
     tuning_seeds: int = 1
     batch: int = 1
     published: bool = False
+    screen: float | None = SCREEN
 
     def plan(self, known: Mapping[str, Contender]) -> Plan:
         """Return the plan of all of it.
@@ -82,7 +84,7 @@ class Part:
             tuning_seeds=self.tuning_seeds,
             shares=(1.0,),
             published=PUBLISHED_HYPER if self.published else None,
-            screen=None if self.published else SCREEN,
+            screen=None if self.published else self.screen,
         )
 
     def smoke(self) -> Part:
@@ -134,7 +136,7 @@ PARTS: dict[str, Part] = {
         "More and more of Eq. 1 at the paper's settings",
         {TOPICS + SWEPT: 1875},
         (BASELINE, *(f"gradient-{value:g}" for value in SWEEP)),
-        seeds=5,
+        seeds=10,
         points=15,
         published=True,
     ),
@@ -145,7 +147,8 @@ PARTS: dict[str, Part] = {
             BASELINE,
             "adamw-twice",
             "cautious",
-            *PAPER,
+            "paper-moments",  # λ = 0.1 is in the sweep
+            "paper",
             "zero",
             "paper-tuned",
             *CONTROLS["paper"],
@@ -177,6 +180,7 @@ PARTS: dict[str, Part] = {
         seeds=50,
         tuning_seeds=5,
         batch=50,
+        screen=None,  # an excess near 0 has no meaningful share
     ),
 }
 
