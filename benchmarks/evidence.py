@@ -25,9 +25,9 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -58,15 +58,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.output is None:
+        args.output = Path("results/evidence-quick" if args.quick else "results/evidence")
+    if not (args.quick or args.full or args.report or args.pack):
+        parser.error("nothing to do: give --quick, --full, --report or --pack")
     try:
         if args.quick or args.full:
             _run(args)
         if args.report is not None:
             _report(args)
         if args.pack is not None:
-            lines = read_results(args.output / "results.jsonl")
-            write_compressed(args.pack, lines)
-            print(f"Wrote {args.pack}")
+            _pack(args.output, args.pack)
     except (OSError, ValueError) as error:
         parser.error(str(error))
 
@@ -78,6 +80,8 @@ def _run(args: argparse.Namespace) -> None:
     if args.data is None:
         parts = {name: _without_data(part) for name, part in parts.items()}
     args.output.mkdir(parents=True, exist_ok=True)
+    if args.tasks is not None:
+        parts = {name: part.restricted(args.tasks) for name, part in parts.items()}
     for name, part in parts.items():
         if part.horizons:
             _run_part(name, part, args)
@@ -89,17 +93,16 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _note_provenance(part: str, output: Path) -> None:
-    """Say by which code and where a part was run last."""
+    """Say by which code and where a part was run, each time."""
     file = output / "provenance.json"
     known = json.loads(file.read_text()) if file.exists() else {}
-    reporting.write_json(file, known | {part: reporting.provenance()})
+    reporting.write_json(file, known | {part: [*known.get(part, []), reporting.provenance()]})
 
 
 def _without_data(part: Part) -> Part:
-    kept = {name: steps for name, steps in part.horizons.items() if not needs_data(name)}
-    for name in part.horizons.keys() - kept.keys():
+    for name in filter(needs_data, part.horizons):
         print(f"{name} is left out: it needs --data.")
-    return dataclasses.replace(part, horizons=kept)
+    return part.restricted(name for name in part.horizons if not needs_data(name))
 
 
 def _run_part(name: str, part: Part, args: argparse.Namespace) -> None:
@@ -157,14 +160,21 @@ def _measured(args: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]
 
 def _report(args: argparse.Namespace) -> None:
     study = evidence_report.read_study(args.results or args.output)
-    if args.quick and not args.report.exists():
-        reporting.write_atomically(args.report, f"# Evidence\n\n{SMOKE}\n\n")
     figures = evidence_figures.draw(args.report.parent, args.report.stem, study)
-    evidence_report.write(args.report, study, figures)
+    evidence_report.write(args.report, study, figures, SMOKE if args.quick else "")
     print(f"Wrote {args.report} and its figures")
     if args.readme is not None:
         evidence_report.quote(args.readme, study)
         print(f"Wrote the claims to {args.readme}")
+
+
+def _pack(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    write_compressed(target / "results.jsonl.gz", read_results(source / "results.jsonl"))
+    for name in evidence_report.MEASURED:
+        if (source / f"{name}.json").exists():
+            shutil.copy(source / f"{name}.json", target)
+    print(f"Wrote what the report is made of to {target}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -196,13 +206,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="folder with clinc150 and tinyshakespeare; without it their tasks are left out",
     )
+    tasks = [task for part in PARTS.values() for task in part.horizons]
+    add(
+        "--tasks",
+        nargs="+",
+        choices=tasks,
+        metavar="TASK",
+        help="of the parts' tasks, those that run (default: all)",
+    )
     add("--rounds", type=int, default=20, metavar="N", help="of cost (default: %(default)s)")
     add(
         "--output",
         type=Path,
-        default=Path("results/evidence"),
         metavar="PATH",
-        help="folder for the runs (default: %(default)s)",
+        help="folder for the runs (default: results/evidence, or -quick beside it)",
     )
     add("--dry-run", action="store_true", help="print the compute that is needed, and stop")
     add("--report", type=Path, metavar="FILE", help="write this, and its figures, from the runs")
@@ -213,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="folder to report from (default: that of --output)",
     )
-    add("--pack", type=Path, metavar="FILE", help="write OUTPUT/results.jsonl compressed")
+    add("--pack", type=Path, metavar="PATH", help="copy the runs there, compressed")
     return parser
 
 

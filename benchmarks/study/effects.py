@@ -1,12 +1,13 @@
 """From the evidence study's runs to figures: what each arm reaches, and paired differences.
 
-A run that diverged counts with what the untrained model reaches, as in `statistics`.
+A run whose loss ceased to be finite counts, all along, with what the untrained model reaches.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +15,12 @@ from jaxtyping import Float
 from scipy import stats
 
 from benchmarks.study.contenders import BASELINE
+from benchmarks.study.plan import hopeless, losses_of_trials
 from benchmarks.study.results import Result, diverged
 from benchmarks.study.statistics import (
     Comparison,
     Estimate,
     bootstrap,
-    curves_of,
-    holm,
     sign_flip_p,
     steps_to,
 )
@@ -64,15 +64,20 @@ class Measure:
         return 100 * (a / b - 1) if self.relative else a - b
 
 
-def _accuracies(runs: Runs) -> Float[np.ndarray, "seeds points+1"]:
+def _curves(runs: Runs, name: str = "validation") -> Float[np.ndarray, "seeds points+1"]:
     ordered = sorted(runs, key=lambda run: run["seed"])
-    curves = np.array([run["accuracy"] for run in ordered], dtype=float)
+    curves = np.array([run[name] for run in ordered], dtype=float)  # null becomes NaN
     lost = np.array([None in run["validation"] for run in ordered])
-    return 100 * np.where(lost[:, None], curves[:, :1], curves)
+    return np.where(lost[:, None], curves[:, :1], curves)
+
+
+def _accuracies(runs: Runs) -> Float[np.ndarray, "seeds points+1"]:
+    return 100 * _curves(runs, "accuracy")
 
 
 ACCURACY = Measure("accuracy", "points", 1, _accuracies)
-LOSS = Measure("loss", "%", -1, curves_of, relative=True)
+LOSS = Measure("loss", "%", -1, _curves, relative=True)
+EXCESS = Measure("excess", "", -1, _curves)
 
 
 def success(tolerance: float) -> Measure:
@@ -81,7 +86,7 @@ def success(tolerance: float) -> Measure:
     Args:
         tolerance: Of the excess.
     """
-    return Measure("success", "points", 1, lambda runs: 100.0 * (curves_of(runs) <= tolerance))
+    return Measure("success", "points", 1, lambda runs: 100.0 * (_curves(runs) <= tolerance))
 
 
 @dataclass(frozen=True)
@@ -91,29 +96,21 @@ class Effect:
     Attributes:
         seeds: Number of pairs.
         difference: At the end; in the measure's unit.
-        p: That there is none, two-sided, by flips of sign.
-        adjusted_p: The same after Holm, over the comparisons that were asked for together.
+        p: That there is none, two-sided, by flips of sign, uncorrected.
     """
 
     seeds: int
     difference: Estimate
     p: float
-    adjusted_p: float
 
 
-def paired_effects(measure: Measure, pairs: Sequence[tuple[Runs, Runs]]) -> list[Effect]:
-    """Compare pairs of runs; Holm's correction is over them all.
+def effect_of(values: Values) -> Effect:
+    """Return the mean of paired differences, its interval and p-value.
 
     Args:
-        measure: What is compared.
-        pairs: Runs, and those that they are held against.
+        values: One a seed.
     """
-    found = [measure.differences(one, other) for one, other in pairs]
-    p_values = [sign_flip_p(differences) for differences in found]
-    return [
-        Effect(len(differences), bootstrap(differences), p, adjusted)
-        for differences, p, adjusted in zip(found, p_values, holm(p_values), strict=True)
-    ]
+    return Effect(len(values), bootstrap(values), sign_flip_p(values))
 
 
 @dataclass(frozen=True)
@@ -129,8 +126,9 @@ class Reached:
         misses: Number of runs that never reach it.
         seeds: Number of final runs.
         trials: Number of tuning runs.
-        diverged: Number of final runs that diverged.
-        learning_rate: The best of tuning.
+        diverged: Number of final runs whose loss ceased to be finite, or ended above the untrained
+            model's.
+        trial: The best of tuning, and its learning rate.
     """
 
     contender: str
@@ -141,7 +139,7 @@ class Reached:
     seeds: int
     trials: int
     diverged: int
-    learning_rate: float
+    trial: tuple[str, float]
 
 
 class Task:
@@ -175,10 +173,22 @@ class Task:
         return self._in_order(self._comparison.contenders(self.workload))
 
     @property
-    def screened(self) -> list[str]:
-        """Names of those that were tuned and then dropped."""
+    def without_finals(self) -> list[str]:
+        """Names of those that were tuned and have no final runs."""
         tuned = {r["contender"] for r in self._tuning()}
         return self._in_order(tuned - set(self.contenders))
+
+    def screened(self, share: float) -> list[str]:
+        """Return those that got no final runs because their best trial is hopeless.
+
+        Args:
+            share: How much worse than AdamW's it may be.
+        """
+        trials: dict[tuple[str, str], list[Result]] = {}
+        for line in self._tuning():
+            trials.setdefault((self.workload, line["contender"]), []).append(line)
+        names = self.without_finals
+        return [name for name in names if hopeless(trials, (self.workload, name), share)]
 
     def _in_order(self, names: Iterable[str]) -> list[str]:
         return sorted(names, key=lambda name: self._place.get(name, len(self._place)))
@@ -199,15 +209,19 @@ class Task:
         """Return the measure along the final runs of a contender."""
         return self.measure.curves(self.runs(contender))
 
-    def until_target(self, contender: str) -> Values:
-        """Return when each run reaches the target, as a share of the run; infinite if never."""
+    def until_target(self, runs: Runs) -> Values:
+        """Return when each run reaches the target, as a share of the run; infinite if never.
+
+        Args:
+            runs: Of the task; they are taken by seed.
+        """
         sign = -self.measure.better  # `steps_to` looks for what falls
-        return steps_to(sign * self.curves(contender), sign * self.target)
+        return steps_to(sign * self.measure.curves(runs), sign * self.target)
 
     def reached(self, contender: str) -> Reached:
         """Return the figures of a contender."""
         runs = self.runs(contender)
-        final, until = self.measure.final(runs), self.until_target(contender)
+        final, until = self.measure.final(runs), self.until_target(runs)
         return Reached(
             contender,
             bootstrap(final),
@@ -217,21 +231,67 @@ class Task:
             len(runs),
             sum(r["contender"] == contender for r in self._tuning()),
             sum(map(diverged, runs)),
-            runs[0]["hyper"]["learning_rate"],
+            (runs[0]["trial"], runs[0]["hyper"]["learning_rate"]),
         )
 
-    def effects(self, pairs: Sequence[Pair]) -> dict[Pair, Effect]:
-        """Compare pairs of contenders; Holm's correction is over them all.
+    def effects(self, pairs: Iterable[Pair]) -> dict[Pair, Effect]:
+        """Compare pairs of contenders, those that have final runs of common seeds.
 
         Args:
             pairs: A contender and what it is held against.
         """
-        found = paired_effects(self.measure, [(self.runs(a), self.runs(b)) for a, b in pairs])
-        return dict(zip(pairs, found, strict=True))
+        known = set(self.contenders)
+        found = {
+            (one, other): self.measure.differences(self.runs(one), self.runs(other))
+            for one, other in pairs
+            if {one, other} <= known
+        }
+        return {pair: effect_of(values) for pair, values in found.items() if len(values)}
 
-    def against_baseline(self) -> dict[Pair, Effect]:
-        """Compare everyone with AdamW."""
-        return self.effects([(name, BASELINE) for name in self.contenders if name != BASELINE])
+    def against_baseline(self, names: Iterable[str] | None = None) -> dict[Pair, Effect]:
+        """Compare contenders with AdamW.
+
+        Args:
+            names: Of the contenders; by default all.
+        """
+        names = self.contenders if names is None else names
+        return self.effects([(name, BASELINE) for name in names if name != BASELINE])
+
+    def at_equal_settings(self, contender: str) -> tuple[float, int, int] | None:
+        """Compare validation losses at the hyperparameters that AdamW was tuned over as well.
+
+        What a contender gains by the luck of its best trial is not in it.
+
+        Args:
+            contender: Its name.
+
+        Returns:
+            The median over trials of the difference to AdamW's mean loss over the tuning seeds, in
+            per cent (a trial that diverged counts as infinite); in how many trials it is lower;
+            and how many there are in which AdamW did not diverge. `None` if there are none.
+        """
+        one, base = (self._mean_losses(name) for name in (contender, BASELINE))
+        common = [hyper for hyper in base if hyper in one and math.isfinite(base[hyper])]
+        if not common:
+            return None
+        ratios = np.array([one[hyper] / base[hyper] for hyper in common])
+        return 100 * float(np.median(ratios) - 1), int((ratios < 1).sum()), len(ratios)
+
+    def _mean_losses(self, contender: str) -> dict[str, float]:
+        lines = [r for r in self._tuning() if r["contender"] == contender]
+        settings = {r["trial"]: json.dumps(r["hyper"], sort_keys=True) for r in lines}
+        losses = losses_of_trials(lines).items() if lines else ()
+        return {settings[trial]: loss for trial, loss in losses}
+
+
+def slopes(curves: Mapping[float, Values]) -> Values:
+    """Return the slope of each seed's values over the decades of what was varied.
+
+    Args:
+        curves: Values by seed, for each value of what was varied.
+    """
+    decades = np.log10(list(curves))
+    return np.polyfit(decades, np.stack(list(curves.values())), 1)[0]
 
 
 def ratio_of_medians(one: Values, other: Values) -> Estimate:
@@ -252,15 +312,8 @@ def ratio_of_medians(one: Values, other: Values) -> Estimate:
     value = float(ratio(one, other))
     if not math.isfinite(value) or len(one) < 2:
         return Estimate(math.nan, math.nan, math.nan)
-    found = stats.bootstrap(
-        (one, other),
-        ratio,
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=9_999,
-        rng=np.random.default_rng(0),
-    )
-    return Estimate(
-        value, float(found.confidence_interval.low), float(found.confidence_interval.high)
-    )
+    # scipy's bootstrap computes a standard error too, which medians that are infinite do not have.
+    draws = np.random.default_rng(0).integers(len(one), size=(9_999, len(one)))
+    drawn = ratio(one[draws], other[draws])
+    low, high = np.percentile(drawn, (2.5, 97.5), method="inverted_cdf")
+    return Estimate(value, float(low), float(high))

@@ -12,16 +12,10 @@ from benchmarks import reporting
 from benchmarks.study import stability
 from benchmarks.study.contenders import BASELINE
 from benchmarks.study.effects import Effect, Pair, Task
-from benchmarks.study.evidence_report import (
-    Study,
-    control_effects,
-    drawn_contenders,
-    is_landscape,
-    known_dimensions,
-)
+from benchmarks.study.evidence_report import Study, is_landscape
 from benchmarks.study.report import panels, save
-from benchmarks.study.superposed import FORMS, SHOTS, SWEEP
-from benchmarks.study.table import LANDSCAPE_ARMS, PUBLISHED, SWEPT, TOPICS
+from benchmarks.study.superposed import PAIRS, SWEEPS, SWEPT_ARMS
+from benchmarks.study.table import DIMENSIONS, LANDSCAPE_ARMS, PUBLISHED, SWEPT, TOPICS
 from benchmarks.workloads import landscapes
 
 CURVES = (BASELINE, "cautious", "paper", "noise", "everywhere", "circuit")
@@ -35,10 +29,12 @@ def draw(folder: Path, stem: str, study: Study) -> dict[str, str]:
         stem: What their names begin with.
         study: The results.
     """
-    tasks = [study.task(name) for name in study.workloads if not is_landscape(name)]
+    tasks = study.tasks
+    curves = [task for task in tasks if SWEPT not in task.workload]
+    forest = [task for task in curves if PUBLISHED not in task.workload]
     drawings: dict[str, tuple[bool, Callable[[Path], None]]] = {
-        "curves": (bool(tasks), lambda path: _curves(path, study, tasks)),
-        "forest": (bool(tasks), lambda path: _forest(path, study, tasks)),
+        "curves": (bool(curves), lambda path: _curves(path, study, curves)),
+        "forest": (bool(forest), lambda path: _forest(path, study, forest)),
         "sweep": (bool(_swept(tasks)), lambda path: _sweep(path, _swept(tasks))),
         "landscapes": (
             any(map(is_landscape, study.workloads)),
@@ -58,10 +54,9 @@ def draw(folder: Path, stem: str, study: Study) -> dict[str, str]:
 
 
 def _curves(path: Path, study: Study, tasks: list[Task]) -> None:
-    shown = [task for task in tasks if SWEPT not in task.workload]
-    figure, axes = panels(len(shown), 3.0)
-    for panel, task in zip(axes, shown, strict=True):
-        for name in drawn_contenders(task, CURVES):
+    figure, axes = panels(len(tasks), 3.0)
+    for panel, task in zip(axes, tasks, strict=True):
+        for name in filter(task.contenders.__contains__, CURVES):
             curves = task.curves(name)[:, 1:]  # untrained models hide the rest
             bands = [reporting.t_interval(column) for column in curves.T]
             mean = np.array([band.mean for band in bands])
@@ -78,22 +73,17 @@ def _curves(path: Path, study: Study, tasks: list[Task]) -> None:
 
 
 def _forest(path: Path, study: Study, tasks: list[Task]) -> None:
-    """All effects against AdamW, and below them those against the matched controls."""
-    shown = [
-        task for task in tasks if PUBLISHED not in task.workload and SWEPT not in task.workload
-    ]
-    swept = {f"{weigh}-{value:g}" for weigh in FORMS for value in SWEEP}
-    swept |= {f"shots-{shots}" for shots in SHOTS}
+    """Effects against AdamW, and below them those against matched controls and counterparts."""
     groups = [
         (
-            {pair: e for pair, e in task.against_baseline().items() if pair[0] not in swept},
-            control_effects(task),
+            task.against_baseline(name for name in task.contenders if name not in SWEPT_ARMS),
+            task.effects(PAIRS),
         )
-        for task in shown
+        for task in tasks
     ]
-    height = 0.7 + 0.16 * max((sum(map(len, group)) for group in groups), default=1)
-    figure, axes = panels(len(shown), height)
-    for panel, task, group in zip(axes, shown, groups, strict=True):
+    height = 0.7 + 0.16 * max(sum(map(len, group)) for group in groups)
+    figure, axes = panels(len(tasks), height)
+    for panel, task, group in zip(axes, tasks, groups, strict=True):
         rows = group[0] | group[1]
         for i, effect in enumerate(rows.values()):
             _interval(panel, i, effect)
@@ -116,8 +106,7 @@ def _interval(panel: Axes, row: int, effect: Effect) -> None:
     errors = np.nan_to_num(
         [[difference.mean - difference.low], [difference.high - difference.mean]]
     )
-    color = "C3" if effect.adjusted_p < 0.05 else "C0"
-    panel.errorbar([difference.mean], [row], xerr=errors, fmt="o", ms=3, capsize=2, color=color)
+    panel.errorbar([difference.mean], [row], xerr=errors, fmt="o", ms=3, capsize=2, color="C0")
 
 
 def _name(study: Study, pair: Pair) -> str:
@@ -126,33 +115,37 @@ def _name(study: Study, pair: Pair) -> str:
 
 
 def _swept(tasks: list[Task]) -> list[Task]:
-    return [task for task in tasks if "gradient-1" in task.contenders]
+    return [task for task in tasks if SWEPT_ARMS & set(task.contenders)]
 
 
 def _sweep(path: Path, tasks: list[Task]) -> None:
     """Differences to AdamW over λ, and over shots where they were run."""
-    with_shots = [task for task in tasks if "shots-1" in task.contenders]
-    figure, axes = panels(len(tasks) + len(with_shots), 2.8)
-    for panel, task in zip(axes, tasks, strict=False):
-        for weigh, form in FORMS.items():
-            names = {value: f"{weigh}-{value:g}" for value in SWEEP}
-            _line(panel, task, names, form)
-        _finish(panel, task, "λ")
-    for panel, task in zip(axes[len(tasks) :], with_shots, strict=True):
-        _line(panel, task, {shots: f"shots-{shots}" for shots in SHOTS}, "everywhere, λ = 0.5")
-        _finish(panel, task, "shots")
+    drawn = {
+        (task, x): {
+            varied: found
+            for varied, names in SWEEPS.items()
+            if varied.startswith(x)
+            and (found := {v: name for v, name in names.items() if name in task.contenders})
+        }
+        for x in ("λ", "shots")
+        for task in tasks
+    }
+    drawn = {key: lines for key, lines in drawn.items() if lines}
+    figure, axes = panels(len(drawn), 2.8)
+    for panel, ((task, x), lines) in zip(axes, drawn.items(), strict=True):
+        for varied, names in lines.items():
+            _line(panel, task, names, varied.removeprefix(f"{x}, "))
+        _finish(panel, task, x)
     save(figure, path)
 
 
 def _line(panel: Axes, task: Task, names: dict[float, str], label: str) -> None:
-    found = {x: name for x, name in names.items() if name in task.contenders}
-    if not found:
-        return
-    effects = task.effects([(name, BASELINE) for name in found.values()]).values()
-    means = np.array([effect.difference.mean for effect in effects])
-    bounds = np.array([[e.difference.low, e.difference.high] for e in effects]).T
+    effects = task.against_baseline(names.values())
+    known = [value for value, name in names.items() if (name, BASELINE) in effects]
+    means = np.array([effect.difference.mean for effect in effects.values()])
+    bounds = np.array([[e.difference.low, e.difference.high] for e in effects.values()]).T
     errors = np.nan_to_num(np.abs(bounds - means))
-    panel.errorbar(list(found), means, yerr=errors, fmt="o-", ms=3, lw=1, capsize=2, label=label)
+    panel.errorbar(known, means, yerr=errors, fmt="o-", ms=3, lw=1, capsize=2, label=label)
 
 
 def _finish(panel: Axes, task: Task, x: str) -> None:
@@ -166,11 +159,11 @@ def _finish(panel: Axes, task: Task, x: str) -> None:
 
 
 def _landscapes(path: Path, study: Study) -> None:
-    names = [name for name in landscapes.NAMES if known_dimensions(study, name)]
+    names = [name for name in landscapes.NAMES if _dimensions(study, name)]
     figure, axes = panels(len(names), 2.6)
     for panel, landscape in zip(axes, names, strict=True):
-        dimensions = known_dimensions(study, landscape)
-        tasks = [study.task(f"{landscape}-{n}", target=50.0) for n in dimensions]
+        dimensions = _dimensions(study, landscape)
+        tasks = [study.task(f"{landscape}-{n}") for n in dimensions]
         for i, name in enumerate(LANDSCAPE_ARMS):
             rates = [
                 task.reached(name).value.mean if name in task.contenders else np.nan
@@ -182,6 +175,10 @@ def _landscapes(path: Path, study: Study) -> None:
         panel.set_xscale("log")
     axes[0].legend(fontsize="x-small")
     save(figure, path)
+
+
+def _dimensions(study: Study, name: str) -> list[int]:
+    return [n for n in DIMENSIONS if f"{name}-{n}" in study.workloads]
 
 
 def _norms(path: Path, study: Study) -> None:

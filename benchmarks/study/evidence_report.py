@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from benchmarks import reporting
 from benchmarks.study.contenders import BASELINE
 from benchmarks.study.effects import (
     ACCURACY,
+    EXCESS,
     LOSS,
     Effect,
     Measure,
-    Pair,
-    Reached,
     Task,
     Values,
-    paired_effects,
+    effect_of,
     ratio_of_medians,
+    slopes,
     success,
 )
 from benchmarks.study.report import markdown_table, p_value, replaced
 from benchmarks.study.results import read_results
-from benchmarks.study.statistics import Comparison, Estimate, bootstrap
-from benchmarks.study.superposed import CONTROLS, everything
+from benchmarks.study.statistics import Comparison, Estimate, bootstrap, holm
+from benchmarks.study.superposed import PAIRS, SWEEPS, SWEPT_ARMS, everything
 from benchmarks.study.table import (
-    DIMENSIONS,
     LANDSCAPE_ARMS,
     PARTS,
     PUBLISHED,
+    SCREEN,
     SWEPT,
     TOPICS,
     TOPICS_ATTENTION,
@@ -44,6 +45,7 @@ from benchmarks.study.table import (
 from benchmarks.workloads import landscapes
 
 RESULTS = ("results.jsonl", "results.jsonl.gz")
+MEASURED = ("stability", "norms", "cost", "provenance")
 ACCURACY_TARGET = 90.0  # per cent, the paper's
 MAIN = "paper"
 TASK_COLUMNS = (
@@ -54,20 +56,26 @@ TASK_COLUMNS = (
     "p (Holm)",
     "to target",
     "missed",
+    "at equal settings",
     "seeds",
     "tuning runs",
+    "trial",
     "diverged",
-    "learning rate",
 )
-CONTROL_COLUMNS = ("task", "held against", "difference", "p (Holm)", "seeds")
-CLAIM_COLUMNS = ("claim of λ = 0.5 against Adam", "the paper", "its settings", "every arm tuned")
+PAIR_COLUMNS = ("task", "held against", "difference", "p (Holm)", "seeds")
 ATTENTION_COLUMNS = ("task", "optimizer", "accuracy", "p (Holm)", "seeds")
+SWEEP_COLUMNS = ("task", "what is varied", "difference to AdamW", "p (Holm)", "seeds")
+CLAIM_COLUMNS = ("claim of λ = 0.5 against Adam", "the paper", "its settings", "every arm tuned")
 LEGEND = (
     "Accuracy and success in per cent and their differences in points; losses, and their "
-    "differences in per cent of the other's. Means with 95 % bootstrap intervals; differences are "
-    "paired by seed; p by flips of sign, two-sided, after Holm over the rows of a table. IQM: "
-    "interquartile mean. To target: median share of the run until the curve reaches AdamW's mean "
-    "at the end (90 % at the paper's settings); missed: runs that never do."
+    "differences in per cent of the other's. Means with 95 % bootstrap intervals (percentiles; of "
+    "10 values they cover some 90 %); differences are paired by seed; p by flips of sign, "
+    "two-sided: uncorrected in the table above, else after Holm over a table's rows. They hold "
+    "for the trial that tuning chose. At equal settings: over the trials that AdamW has too, the "
+    "median difference in validation loss, and in how many it is lower. IQM: interquartile mean. "
+    "To target: median share of the run until the curve reaches AdamW's mean at the end (90 % at "
+    "the paper's settings); missed: runs that never do. Trial: which was chosen, and its learning "
+    "rate. Diverged: a loss that is not finite, or ends above the untrained model's."
 )
 
 
@@ -80,7 +88,7 @@ class Study:
         stability: Maps of Eq. 1 on a parabola, by form.
         norms: Relative norms of the perturbation, by form, of each seed.
         cost: Seconds of an epoch, by arm, of each round.
-        provenance: Where and when.
+        provenance: Where, when and by which code each part was run.
     """
 
     comparison: Comparison
@@ -110,6 +118,15 @@ class Study:
         """The tasks with final runs of AdamW, in the table's order."""
         known = [name for part in PARTS.values() for name in part.horizons]
         return [name for name in known if name in self.comparison.workloads]
+
+    @property
+    def tasks(self) -> list[Task]:
+        """All but the landscapes, each with its target."""
+        names = [name for name in self.workloads if not is_landscape(name)]
+        return [
+            self.task(name, ACCURACY_TARGET if PUBLISHED in name or SWEPT in name else None)
+            for name in names
+        ]
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -150,8 +167,11 @@ def read_study(folder: Path) -> Study:
         file = folder / f"{name}.json"
         return json.loads(file.read_text()) if file.is_file() else {}
 
-    others = (content(name) for name in ("stability", "norms", "cost", "provenance"))
-    return Study(Comparison(read_results(files[0])), *others)
+    lines = read_results(files[0])
+    # Of a study that is not finished, what can be compared already.
+    ready = {r["workload"] for r in lines if (r["phase"], r["contender"]) == ("final", BASELINE)}
+    comparison = Comparison([line for line in lines if line["workload"] in ready])
+    return Study(comparison, *map(content, MEASURED))
 
 
 # --- Tables ---------------------------------------------------------------------------------------
@@ -188,13 +208,10 @@ def _claimed_accuracy(task: Task | None) -> str:
 def _until(task: Task | None) -> Estimate | None:
     if task is None or MAIN not in task.contenders:
         return None
-    return ratio_of_medians(*_paired(task, task.until_target))
-
-
-def _paired(task: Task, values: Any) -> tuple[Values, Values]:
-    one, other = (np.asarray(values(name)) for name in (MAIN, BASELINE))
-    both = min(len(one), len(other))  # seeds are 0, 1, ... in both
-    return one[:both], other[:both]
+    runs = [{run["seed"]: run for run in task.runs(name)} for name in (MAIN, BASELINE)]
+    both = runs[0].keys() & runs[1].keys()
+    one, other = (task.until_target([by_seed[seed] for seed in both]) for by_seed in runs)
+    return ratio_of_medians(one, other)
 
 
 def _seconds(epochs: Estimate | None, cost: Estimate | None) -> Estimate | None:
@@ -209,126 +226,176 @@ def _seconds(epochs: Estimate | None, cost: Estimate | None) -> Estimate | None:
 def _show(estimate: Estimate | None, unit: str) -> str:
     if estimate is None or math.isnan(estimate.mean):
         return "–"
-    return f"{estimate.mean:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}] {unit}"
+    low, high = _signed(estimate.low), _signed(estimate.high)
+    return f"{_signed(estimate.mean)} [{low}, {high}] {unit}"
+
+
+def _signed(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{value:+.2f}".replace("-", "−").replace("inf", "∞")
 
 
 def task_table(study: Study, task: Task) -> str:
-    """Return what everyone reaches on a task.
+    """Return what everyone reaches on a task, without the sweeps.
 
     Args:
         study: The results.
         task: One of its tasks.
     """
-    effects = task.against_baseline()
-    rows = [
-        _cells(study, task, task.reached(name), effects.get((name, BASELINE)))
-        for name in task.contenders
-    ]
+    names = [name for name in task.contenders if name not in SWEPT_ARMS]
+    effects = task.against_baseline(names)
+    adjusted = dict(zip(effects, holm([effect.p for effect in effects.values()]), strict=True))
+    rows = []
+    for name in names:
+        pair = (name, BASELINE)
+        reached, equal = task.reached(name), task.at_equal_settings(name)
+        value, digits = reached.value, 4 if task.measure.relative else 1
+        trial, learning_rate = reached.trial
+        rows.append(
+            [
+                study.labels[name],
+                f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]",
+                f"{reached.interquartile_mean:.{digits}f}",
+                _show(effects[pair].difference, task.measure.unit) if pair in effects else "",
+                p_value(adjusted[pair]) if pair in effects else "",
+                _share(reached.steps_to_target),
+                str(reached.misses),
+                _equal(equal) if name != BASELINE else "",
+                str(reached.seeds),
+                str(reached.trials),
+                f"{trial}, {learning_rate:.2g}",
+                str(reached.diverged),
+            ]
+        )
     return markdown_table(TASK_COLUMNS, rows)
 
 
-def _cells(study: Study, task: Task, reached: Reached, effect: Effect | None) -> list[str]:
-    value, digits = reached.value, 4 if task.measure.relative else 1
-    return [
-        study.labels[reached.contender],
-        f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]",
-        f"{reached.interquartile_mean:.{digits}f}",
-        "" if effect is None else _show(effect.difference, task.measure.unit),
-        "" if effect is None else p_value(effect.adjusted_p),
-        "never" if math.isinf(reached.steps_to_target) else f"{reached.steps_to_target:.2f}",
-        str(reached.misses),
-        str(reached.seeds),
-        str(reached.trials),
-        str(reached.diverged),
-        f"{reached.learning_rate:.2g}",
+def _share(share: float) -> str:
+    return "never" if math.isinf(share) else f"{share:.2f}"
+
+
+def _equal(found: tuple[float, int, int] | None) -> str:
+    return "–" if found is None else f"{_signed(found[0])} % ({found[1]} of {found[2]})"
+
+
+def _corrected(columns: Sequence[str], found: Sequence[tuple[Sequence[str], str, Effect]]) -> str:
+    """A table of effects, with what each is called and its unit, and Holm over all of it."""
+    adjusted = holm([effect.p for _, _, effect in found])
+    rows = [
+        [*names, _show(effect.difference, unit), p_value(p), str(effect.seeds)]
+        for (names, unit, effect), p in zip(found, adjusted, strict=True)
     ]
+    return markdown_table(columns, rows)
 
 
-def control_effects(task: Task) -> dict[Pair, Effect]:
-    """Hold each form of the method against its own matched controls.
-
-    Args:
-        task: With runs of both.
-    """
-    pairs = [
-        (name, control)
-        for name, controls in CONTROLS.items()
-        for control in controls
-        if {name, control} <= set(task.contenders)
-    ]
-    return task.effects(pairs)
-
-
-def _attention_table(study: Study) -> str:
+def _attention_effects(study: Study) -> list[tuple[Sequence[str], str, Effect]]:
     """Quantum attention against classical attention, with the same optimizer and seed."""
-    rows = []
+    found = []
     for suffix in (PUBLISHED, ""):
         if {TOPICS + suffix, TOPICS_ATTENTION + suffix} <= set(study.workloads):
             one, other = study.task(TOPICS_ATTENTION + suffix), study.task(TOPICS + suffix)
-            names = [name for name in one.contenders if name in other.contenders]
-            pairs = [(one.runs(name), other.runs(name)) for name in names]
-            for name, effect in zip(names, paired_effects(ACCURACY, pairs), strict=True):
-                rows.append(
-                    [
-                        TOPICS + suffix,
-                        study.labels[name],
-                        _show(effect.difference, "points"),
-                        p_value(effect.adjusted_p),
-                        str(effect.seeds),
-                    ]
-                )
-    return markdown_table(ATTENTION_COLUMNS, rows)
+            for name in one.contenders:
+                if name in other.contenders:
+                    values = ACCURACY.differences(one.runs(name), other.runs(name))
+                    names = (TOPICS + suffix, study.labels[name])
+                    found.append((names, "points", effect_of(values)))
+    return found
 
 
-def _control_table(study: Study) -> str:
-    rows = []
-    for workload in study.workloads:
-        if not is_landscape(workload):
-            task = study.task(workload)
-            rows += [
-                [
-                    workload,
-                    f"{study.labels[one]} − {study.labels[other]}",
-                    _show(effect.difference, task.measure.unit),
-                    p_value(effect.adjusted_p),
-                    str(effect.seeds),
-                ]
-                for (one, other), effect in control_effects(task).items()
-            ]
-    return markdown_table(CONTROL_COLUMNS, rows)
+def _pair_effects(study: Study) -> list[tuple[Sequence[str], str, Effect]]:
+    """Forms of the method against their matched controls and other counterparts."""
+    return [
+        ((task.workload, f"{study.labels[one]} − {study.labels[other]}"), task.measure.unit, effect)
+        for task in study.tasks
+        for (one, other), effect in task.effects(PAIRS).items()
+    ]
 
 
-def landscape_table(study: Study) -> str:
-    """Return success rates, and the median share of the run until success.
+def _sweep_effects(study: Study) -> list[tuple[Sequence[str], str, Effect]]:
+    """Each value of λ and each number of shots against AdamW, and the trend over their decades."""
+    found = []
+    for task in study.tasks:
+        for varied, names in SWEEPS.items():
+            known = {value: name for value, name in names.items() if name in task.contenders}
+            effects = task.against_baseline(known.values())
+            for value, name in known.items():
+                if (name, BASELINE) in effects:
+                    label = (task.workload, f"{varied}: {value:g}")
+                    found.append((label, task.measure.unit, effects[name, BASELINE]))
+            finals = {value: task.measure.final(task.runs(name)) for value, name in known.items()}
+            if len(finals) > 2 and len({len(values) for values in finals.values()}) == 1:
+                label = (task.workload, f"{varied}: slope")
+                unit = f"{task.measure.unit} a decade"
+                found.append((label, unit, effect_of(slopes(finals))))
+    return found
+
+
+def landscape_tables(study: Study) -> tuple[str, str]:
+    """Return success rates and median final excesses, both with a mark where AdamW differs.
 
     Args:
         study: The results.
     """
-    rows = []
+    success_rows, excess_rows = [], []
     for workload in filter(is_landscape, study.workloads):
-        task = study.task(workload, target=50.0)  # a run's curve goes from 0 to 100
-        effects = task.against_baseline()
-        cells = []
-        for name in LANDSCAPE_ARMS:
-            if name not in task.contenders:
-                cells.append("screened out" if name in task.screened else "–")
-                continue
-            rate = task.reached(name).value.mean
-            effect = effects.get((name, BASELINE))
-            mark = "*" if effect is not None and effect.adjusted_p < 0.05 else ""
-            cells.append(f"{rate:.0f}{mark}")
-        rows.append([workload, *cells])
-    return markdown_table(("task", *(study.labels[name] for name in LANDSCAPE_ARMS)), rows)
+        task = study.task(workload)
+        excess = Task(study.comparison, workload, EXCESS, 0.0, list(study.labels))
+        names = [name for name in LANDSCAPE_ARMS if name in task.contenders]
+        effects = {pair[0]: effect.p for pair, effect in task.against_baseline(names).items()}
+        ends = {name: EXCESS.final(excess.runs(name)) for name in names}
+        ranks = {name: _signed_rank_p(ends[name], ends[BASELINE]) for name in names[1:]}
+        success_rows.append(
+            [
+                workload,
+                *_marked({name: f"{task.reached(name).value.mean:.0f}" for name in names}, effects),
+            ]
+        )
+        excess_rows.append(
+            [workload, *_marked({name: f"{np.median(ends[name]):.2g}" for name in names}, ranks)]
+        )
+    columns = ("task", *(study.labels[name] for name in LANDSCAPE_ARMS))
+    return markdown_table(columns, success_rows), markdown_table(columns, excess_rows)
 
 
-def _screened(study: Study) -> str:
-    found = {name: study.task(name).screened for name in study.workloads}
-    listed = [
-        f"{workload}: {', '.join(study.labels[name] for name in names)}"
-        for workload, names in found.items()
-        if names and not is_landscape(workload)
+def _marked(cells: Mapping[str, str], p_values: Mapping[str, float]) -> list[str]:
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    significant = {name for name, p in adjusted.items() if p < 0.05}
+    return [
+        (cells[name] + ("*" if name in significant else "")).replace("-", "−")
+        if name in cells
+        else "–"
+        for name in LANDSCAPE_ARMS
     ]
-    return "; ".join(listed) or "none"
+
+
+def _signed_rank_p(one: Values, other: Values) -> float:
+    """Excesses differ by orders of magnitude, which a mean would be made of."""
+    if not np.any(one != other):
+        return 1.0
+    found: Any = stats.wilcoxon(one, other)
+    return float(found.pvalue)
+
+
+def _without_finals(study: Study) -> str:
+    sentences = []
+    for task in study.tasks:
+        screened = task.screened(SCREEN)
+        unfinished = [name for name in task.without_finals if name not in screened]
+        for what, names in (("screened out", screened), ("not run to the end", unfinished)):
+            if names:
+                listed = "; ".join(study.labels[name] for name in names)
+                sentences.append(f"{task.workload}, {what}: {listed}.")
+    return " ".join(sentences) or "No arm was screened out."
+
+
+def _code(study: Study) -> str:
+    commits = {
+        part: dict.fromkeys(run["git"]["revision"][:7] for run in runs)
+        for part, runs in study.provenance.items()
+    }
+    listed = "; ".join(f"{part} {', '.join(found)}" for part, found in commits.items())
+    return f"Runs by the code of: {listed}." if listed else ""
 
 
 def _cost_table(study: Study) -> str:
@@ -347,7 +414,7 @@ def _norm_table(study: Study) -> str:
     for label, runs in study.norms.items():
         each = np.array(runs)
         rows.append([label, *(_norm(bootstrap(each[:, i])) for i in (0, each.shape[1] // 2, -1))])
-    return markdown_table(("form", "first tenth", "middle", "last tenth"), rows)
+    return markdown_table(("form", "first of 15 parts", "middle", "last"), rows)
 
 
 def _norm(value: Estimate) -> str:
@@ -357,37 +424,48 @@ def _norm(value: Estimate) -> str:
 # --- The report -----------------------------------------------------------------------------------
 
 
-def markdown(study: Study, figures: Mapping[str, str]) -> str:
+def markdown(study: Study, figures: Mapping[str, str], note: str = "") -> str:
     """Return the generated part of the report.
 
     Args:
         study: The results.
         figures: File names by figure; those that are missing are left out.
+        note: What to say first.
     """
 
     def figure(name: str, text: str) -> list[str]:
         return [f"![{text}]({figures[name]})"] if name in figures else []
 
-    parts = ["### The paper's claims", claims(study), LEGEND]
-    parts += figure("forest", "Differences to AdamW and to the matched controls")
-    parts += ["### Against matched controls", _control_table(study)]
-    if any(TOPICS_ATTENTION in name for name in study.workloads):
-        parts += ["### Quantum attention minus classical attention", _attention_table(study)]
-    for workload in study.workloads:
-        if not is_landscape(workload):
-            target = ACCURACY_TARGET if PUBLISHED in workload or SWEPT in workload else None
-            task = study.task(workload, target)
-            title = f"### {workload}: {task.measure.name}, {task.horizon:,} steps"
+    parts = [note, "### The paper's claims", claims(study), LEGEND, _code(study)]
+    parts += figure("forest", "Differences to AdamW, and to matched controls")
+    for title, columns, effects in (
+        ("Against matched controls and other counterparts", PAIR_COLUMNS, _pair_effects(study)),
+        (
+            "Quantum attention minus classical attention",
+            ATTENTION_COLUMNS,
+            _attention_effects(study),
+        ),
+    ):
+        parts += [f"### {title}", _corrected(columns, effects)] if effects else []
+    for task in study.tasks:
+        if SWEPT not in task.workload:
+            title = f"### {task.workload}: {task.measure.name}, {task.horizon:,} steps"
             parts += [title, task_table(study, task)]
-    parts += [f"Screened out after tuning: {_screened(study)}."]
-    parts += figure("curves", "Learning curves") + figure("sweep", "More and more of it")
+    parts += [_without_finals(study), *figure("curves", "Learning curves")]
+    if sweeps := _sweep_effects(study):
+        parts += ["### More and more of it", _corrected(SWEEP_COLUMNS, sweeps)]
+        parts += figure("sweep", "Differences to AdamW over λ and over shots")
     if any(map(is_landscape, study.workloads)):
         seeds = {len(study.task(w).runs(BASELINE)) for w in filter(is_landscape, study.workloads)}
+        rates, excesses = landscape_tables(study)
         parts += [
-            "### Landscapes: runs that end at the global minimum, in per cent",
-            f"{', '.join(map(str, sorted(seeds)))} starts a cell; * p < 0.05 against AdamW after "
-            "Holm over the row.",
-            landscape_table(study),
+            "### Landscapes: runs that succeed, in per cent",
+            f"{', '.join(map(str, sorted(seeds)))} starts a cell; * p < 0.05 against AdamW, by "
+            "flips of sign, after Holm over the row.",
+            rates,
+            "### Landscapes: median excess over the minimum at the end",
+            "* p < 0.05 against AdamW, by Wilcoxon's signed ranks, after Holm over the row.",
+            excesses,
             *figure("landscapes", "Success over the dimension"),
         ]
     if study.stability:
@@ -400,19 +478,20 @@ def markdown(study: Study, figures: Mapping[str, str]) -> str:
         ]
     if study.cost:
         parts += ["### Cost", _cost_table(study)]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
-def write(path: Path, study: Study, figures: Mapping[str, str]) -> None:
+def write(path: Path, study: Study, figures: Mapping[str, str], note: str = "") -> None:
     """Write the generated part between the markers of a markdown file.
 
     Args:
         path: The file, made where missing.
         study: The results.
         figures: As in `markdown`.
+        note: As in `markdown`.
     """
     old = path.read_text() if path.exists() else ""
-    reporting.write_atomically(path, replaced(old, markdown(study, figures)))
+    reporting.write_atomically(path, replaced(old, markdown(study, figures, note)))
 
 
 def quote(path: Path, study: Study) -> None:
@@ -423,23 +502,3 @@ def quote(path: Path, study: Study) -> None:
         study: The results.
     """
     reporting.write_atomically(path, replaced(path.read_text(), claims(study)))
-
-
-def known_dimensions(study: Study, name: str) -> Sequence[int]:
-    """Return the dimensions in which a landscape was run.
-
-    Args:
-        study: The results.
-        name: Of the landscape.
-    """
-    return [n for n in DIMENSIONS if f"{name}-{n}" in study.workloads]
-
-
-def drawn_contenders(task: Task, wanted: Iterable[str]) -> list[str]:
-    """Return those of the wanted contenders that have runs.
-
-    Args:
-        task: Where.
-        wanted: Names.
-    """
-    return [name for name in wanted if name in task.contenders]

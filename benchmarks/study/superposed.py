@@ -178,7 +178,15 @@ def everything() -> dict[str, Contender]:
     return {contender.name: contender for contender in found}
 
 
-CONTROLS: dict[str, tuple[str, ...]] = {
-    "paper": tuple(KINDS),
-    "everywhere": tuple(f"everywhere-{kind}" for kind in KINDS),
-}
+# Each form of the method with its own controls, and what else has a counterpart of its own.
+PAIRS: tuple[tuple[str, str], ...] = (
+    *(("paper", kind) for kind in KINDS),
+    *(("everywhere", f"everywhere-{kind}") for kind in KINDS),
+    ("paper-tuned", "adamw-twice"),
+    ("entangled", "everywhere"),
+    ("circuit", "random-angles"),
+)
+SWEEPS: dict[str, dict[float, str]] = {
+    f"λ, {form}": {value: f"{weigh}-{value:g}" for value in SWEEP} for weigh, form in FORMS.items()
+} | {"shots, everywhere, on the update": {float(shots): f"shots-{shots}" for shots in SHOTS}}
+SWEPT_ARMS = frozenset(name for names in SWEEPS.values() for name in names.values())

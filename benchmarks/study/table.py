@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.study.contenders import BASELINE, Contender, Hyper
 from benchmarks.study.plan import Plan
-from benchmarks.study.superposed import CONTROLS, FORMS, SHOTS, SWEEP
+from benchmarks.study.superposed import KINDS, SWEEP, SWEPT_ARMS
 from benchmarks.workloads import classification, landscapes
 from benchmarks.workloads.base import Workload
 from benchmarks.workloads.classification import Split
@@ -23,9 +23,8 @@ DIGITS = {"digits-few": (200, 0.0), "digits-mislabelled": (900, 0.4)}
 REAL = ("clinc-domains", "clinc-intents", "characters")
 DIMENSIONS = (2, 10, 50, 200)
 SCREEN = 0.5
-SMOKE = (BASELINE, "paper", "noise", "gradient-1", "gradient-10", "shots-1", "shots-16")
+SMOKE_ARMS = (BASELINE, "paper", "noise", "gradient-1", "gradient-10", "shots-1", "shots-16")
 PAPER = ("paper-moments", "paper-0.1", "paper")
-SWEEPS = tuple(f"{weigh}-{value:g}" for weigh in FORMS for value in SWEEP)
 LANDSCAPE_ARMS = (
     BASELINE,
     "paper",
@@ -87,9 +86,19 @@ class Part:
             screen=None if self.published else self.screen,
         )
 
+    def restricted(self, tasks: Iterable[str]) -> Part:
+        """Return the same on some of its tasks.
+
+        Args:
+            tasks: Names; others than the part's own are passed over.
+        """
+        wanted = set(tasks)
+        kept = {name: steps for name, steps in self.horizons.items() if name in wanted}
+        return dataclasses.replace(self, horizons=kept)
+
     def smoke(self) -> Part:
         """Return a small likeness that runs in seconds: its figures mean nothing."""
-        arms = tuple(name for name in self.contenders if name in SMOKE)
+        arms = tuple(name for name in self.contenders if name in SMOKE_ARMS)
         shortest = dict(list(self.horizons.items())[:1])
         return dataclasses.replace(
             self,
@@ -118,7 +127,7 @@ PARTS: dict[str, Part] = {
             "adamw-twice",
             *PAPER,
             "paper-tuned",
-            *CONTROLS["paper"],
+            *KINDS,
             "update",
             "everywhere",
             "everywhere-noise",
@@ -151,17 +160,16 @@ PARTS: dict[str, Part] = {
             "paper",
             "zero",
             "paper-tuned",
-            *CONTROLS["paper"],
+            *KINDS,
             "update",
             "annealed",
             "everywhere-gradient",
             "everywhere",
-            *CONTROLS["everywhere"],
+            *(f"everywhere-{kind}" for kind in KINDS),
             "entangled",
             "circuit",
             "random-angles",
-            *SWEEPS,
-            *(f"shots-{shots}" for shots in SHOTS),
+            *sorted(SWEPT_ARMS),
         ),
         seeds=40,
         tuning_seeds=5,
