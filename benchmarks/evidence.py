@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import reporting
-from benchmarks.study import evidence_figures, evidence_report, stability
+from benchmarks.study import evidence_figures, evidence_report, evidence_study, stability
 from benchmarks.study.compute import print_cost
 from benchmarks.study.cost import epoch_seconds
 from benchmarks.study.norms import FORMS, relative_norms
@@ -119,7 +119,7 @@ def _run_part(name: str, part: Part, args: argparse.Namespace) -> None:
 def _print_cost(part: Part, plan: Any, bench: Bench) -> None:
     """As if every optimizer cost what AdamW does, and every landscape what the first does."""
     tasks = list(part.horizons)
-    alike = evidence_report.is_landscape(tasks[0])
+    alike = evidence_study.is_landscape(tasks[0])
     shown, repeats = (tasks[:1], len(tasks)) if alike else (tasks, 1)
     adamw = next(iter(plan.contenders.values()))
     print_cost(
@@ -159,7 +159,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]
 
 
 def _report(args: argparse.Namespace) -> None:
-    study = evidence_report.read_study(args.results or args.output)
+    study = evidence_study.read_study(args.results or args.output)
     figures = evidence_figures.draw(args.report.parent, args.report.stem, study)
     evidence_report.write(args.report, study, figures, SMOKE if args.quick else "")
     print(f"Wrote {args.report} and its figures")
@@ -171,7 +171,7 @@ def _report(args: argparse.Namespace) -> None:
 def _pack(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     write_compressed(target / "results.jsonl.gz", read_results(source / "results.jsonl"))
-    for name in evidence_report.MEASURED:
+    for name in evidence_study.MEASURED:
         if (source / f"{name}.json").exists():
             shutil.copy(source / f"{name}.json", target)
     print(f"Wrote what the report is made of to {target}")

@@ -17,6 +17,8 @@ from benchmarks import evidence
 from benchmarks.study import cost, evidence_report, norms, table
 from benchmarks.study.contenders import Contender
 from benchmarks.study.effects import ACCURACY, LOSS, Task, ratio_of_medians, slopes, success
+from benchmarks.study.evidence_study import read_study
+from benchmarks.study.evidence_tables import claims
 from benchmarks.study.plan import Plan, best_trial, compare
 from benchmarks.study.report import BEGIN, END
 from benchmarks.study.results import Results, identity, read_results, write_compressed
@@ -368,9 +370,7 @@ def test_the_compressed_results_make_the_same_report(studied, tmp_path):
     (raw / "results.jsonl").write_text(studied[1].read_text())
     write_compressed(packed / "results.jsonl.gz", read_results(studied[1]))
     (raw / "stability.json").write_text("{}")
-    reports = [
-        evidence_report.markdown(evidence_report.read_study(folder), {}) for folder in (raw, packed)
-    ]
+    reports = [evidence_report.markdown(read_study(folder), {}) for folder in (raw, packed)]
     assert reports[0] == reports[1]
     assert "| instead: Gaussian noise |" in reports[0]
     first = (packed / "results.jsonl.gz").read_bytes()
@@ -384,7 +384,7 @@ def test_an_unfinished_study_is_reported_as_far_as_it_goes(studied, tmp_path):
     partly = [one for one in lines if one["contender"] != "paper" or one["phase"] == "tuning"]
     text = "\n".join(json.dumps(one) for one in [*partly, *other])
     (tmp_path / "results.jsonl").write_text(text + "\n")
-    study = evidence_report.read_study(tmp_path)
+    study = read_study(tmp_path)
     report = evidence_report.markdown(study, {})
     assert study.workloads == ["topic-order"]
     assert "topic-order, screened out: instead: random signs." in report
@@ -397,13 +397,13 @@ def between_markers(path):
 
 
 def test_the_report_and_the_readme_are_what_the_stored_results_say():
-    study = evidence_report.read_study(STORED)
+    study = read_study(STORED)
     report = between_markers(ROOT / "docs" / "evidence.md")
     names = ("curves", "forest", "sweep", "landscapes", "norms", "stability")
     figures = {name: f"evidence_{name}.png" for name in names}
     assert report == evidence_report.markdown(study, figures)
     assert all((ROOT / "docs" / file).is_file() for file in figures.values())
-    assert between_markers(ROOT / "README.md") == evidence_report.claims(study)
+    assert between_markers(ROOT / "README.md") == claims(study)
     assert sum(file.stat().st_size for file in STORED.iterdir()) < 1e6
 
 
@@ -442,8 +442,8 @@ def test_a_smoke_run_makes_a_labelled_report_and_is_resumed(tmp_path, capsys):
     }
     assert len(again) == len(lines)
     evidence.main(["--output", str(tmp_path / "runs"), "--pack", str(tmp_path / "packed")])
-    packed = evidence_report.read_study(tmp_path / "packed")
+    packed = read_study(tmp_path / "packed")
     assert evidence_report.markdown(packed, {}) == evidence_report.markdown(
-        evidence_report.read_study(tmp_path / "runs"), {}
+        read_study(tmp_path / "runs"), {}
     )
     assert packed.stability

@@ -12,7 +12,7 @@ from benchmarks import reporting
 from benchmarks.study import stability
 from benchmarks.study.contenders import BASELINE
 from benchmarks.study.effects import Effect, Pair, Task
-from benchmarks.study.evidence_report import Study, is_landscape
+from benchmarks.study.evidence_study import Study, is_landscape
 from benchmarks.study.report import panels, save
 from benchmarks.study.superposed import PAIRS, SWEEPS, SWEPT_ARMS
 from benchmarks.study.table import DIMENSIONS, LANDSCAPE_ARMS, PUBLISHED, SWEPT, TOPICS
