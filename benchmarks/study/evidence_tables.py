@@ -197,7 +197,7 @@ def pair_effects(study: Study) -> list[Named]:
 
 
 def sweep_effects(study: Study) -> list[Named]:
-    """Compare each value of λ and each number of shots against AdamW, and the trend over their decades.
+    """Compare each λ and number of shots with AdamW, and take the trend over their decades.
 
     Args:
         study: The results.
