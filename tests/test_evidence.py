@@ -372,7 +372,7 @@ def test_the_compressed_results_make_the_same_report(studied, tmp_path):
     (raw / "stability.json").write_text("{}")
     reports = [evidence_report.markdown(read_study(folder), {}) for folder in (raw, packed)]
     assert reports[0] == reports[1]
-    assert "| instead: Gaussian noise |" in reports[0]
+    assert "| control: noise |" in reports[0]
     first = (packed / "results.jsonl.gz").read_bytes()
     write_compressed(packed / "results.jsonl.gz", read_results(studied[1]))
     assert (packed / "results.jsonl.gz").read_bytes() == first
@@ -387,7 +387,7 @@ def test_an_unfinished_study_is_reported_as_far_as_it_goes(studied, tmp_path):
     study = read_study(tmp_path)
     report = evidence_report.markdown(study, {})
     assert study.workloads == ["topic-order"]
-    assert "topic-order, screened out: instead: random signs." in report
+    assert "topic-order, screened out: control: random signs." in report
     assert "topic-order, not run to the end: paper, Eq. 1, λ = 0.5." in report
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -56,48 +58,56 @@ def draw(folder: Path, stem: str, study: Study) -> dict[str, str]:
 def _curves(path: Path, study: Study, tasks: list[Task]) -> None:
     figure, axes = panels(len(tasks), 3.0)
     for panel, task in zip(axes, tasks, strict=True):
-        for name in filter(task.contenders.__contains__, CURVES):
+        for color, name in enumerate(CURVES):
+            if name not in task.contenders:
+                continue
             curves = task.curves(name)[:, 1:]  # untrained models hide the rest
             bands = [reporting.t_interval(column) for column in curves.T]
             mean = np.array([band.mean for band in bands])
             half = np.nan_to_num([band.half_width for band in bands])
             x = task.horizon * np.arange(1, len(mean) + 1) / len(mean)
-            (line,) = panel.plot(x, mean, lw=1, label=study.labels[name])
-            panel.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.2, lw=0)
+            look: dict[str, Any] = {"color": f"C{color}"}
+            panel.plot(x, mean, lw=1, label=study.labels[name], **look)
+            panel.fill_between(x, mean - half, mean + half, alpha=0.2, lw=0, **look)
         unit = "test loss" if task.measure.relative else "test accuracy, %"
         panel.set(title=task.workload, xlabel="step", ylabel=unit)
         if task.measure.relative:
             panel.set_yscale("log")
-    axes[0].legend(fontsize="x-small")
+        panel.legend(fontsize="x-small")
     save(figure, path)
 
 
 def _forest(path: Path, study: Study, tasks: list[Task]) -> None:
-    """Effects against AdamW, and below them those against matched controls and counterparts."""
-    groups = [
-        (
-            task.against_baseline(name for name in task.contenders if name not in SWEPT_ARMS),
-            task.effects(PAIRS),
-        )
+    """Effects against AdamW, and below them those against controls, a column a task."""
+    effects = [
+        task.against_baseline(name for name in task.contenders if name not in SWEPT_ARMS)
+        | task.effects(PAIRS)
         for task in tasks
     ]
-    height = 0.7 + 0.16 * max(sum(map(len, group)) for group in groups)
-    figure, axes = panels(len(tasks), height)
-    for panel, task, group in zip(axes, tasks, groups, strict=True):
-        rows = group[0] | group[1]
-        for i, effect in enumerate(rows.values()):
-            _interval(panel, i, effect)
+    against = [(name, BASELINE) for name in study.labels]
+    rows = [pair for pair in [*against, *PAIRS] if any(pair in found for found in effects)]
+    line = sum(pair[1] == BASELINE for pair in rows) - 0.5
+    figure, axes = plt.subplots(
+        1,
+        len(tasks),
+        figsize=(4 + 2.2 * len(tasks), 1 + 0.17 * len(rows)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for panel, task, found in zip(axes[0], tasks, effects, strict=True):
+        for i, pair in enumerate(rows):
+            if pair in found:
+                _interval(panel, i, found[pair])
         panel.axvline(0, color="0.6", lw=0.8)
-        panel.axhline(len(group[0]) - 0.5, color="0.8", lw=0.8)
-        names = [_name(study, pair) for pair in rows]
-        panel.set_yticks(range(len(rows)), names, fontsize="x-small")
-        panel.invert_yaxis()
+        panel.axhline(line, color="0.8", lw=0.8)
         side = "right" if task.measure.better > 0 else "left"
-        panel.set(
-            title=task.workload,
-            xlabel=f"difference in {task.measure.name}, {task.measure.unit} (better: {side})",
+        panel.set_title(task.workload.replace(", ", ",\n"), fontsize="small")
+        panel.set_xlabel(
+            f"{task.measure.name}, {task.measure.unit}\n(better: {side})", fontsize="small"
         )
-        panel.set_xscale("symlog", linthresh=2)  # what fails hides nothing that differs little
+    axes[0, 0].set_yticks(range(len(rows)), [_name(study, pair) for pair in rows], fontsize="small")
+    axes[0, 0].invert_yaxis()
     save(figure, path)
 
 
@@ -151,7 +161,6 @@ def _line(panel: Axes, task: Task, names: dict[float, str], label: str) -> None:
 def _finish(panel: Axes, task: Task, x: str) -> None:
     panel.axhline(0, color="0.6", lw=0.8)
     panel.set_xscale("log")
-    panel.set_yscale("symlog", linthresh=2)
     panel.set(
         title=task.workload, xlabel=x, ylabel=f"{task.measure.name} to AdamW, {task.measure.unit}"
     )

@@ -20,10 +20,10 @@ OWN_STREAM = 2511
 SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SHOTS = (1, 4, 16, 64)  # 40 runs of a second with exact weights take 63 with 64, 204 with 256
 KINDS: dict[Kind, str] = {
-    "noise": "Gaussian noise",
-    "shuffled": "weights shuffled",
+    "noise": "noise",
+    "shuffled": "shuffled weights",
     "signs": "random signs",
-    "rates": "rates of its own for each coordinate",
+    "rates": "fixed rates",
 }
 FORMS = {"gradient": "Eq. 1", "update": "on the update", "moments": "before the moments"}
 
@@ -150,10 +150,10 @@ def everything() -> dict[str, Contender]:
     ]
     for kind, label in KINDS.items():
         found += [
-            matched(kind, f"instead: {label}", kind, base="gradient", superposition=leading),
+            matched(kind, f"control: {label}", kind, base="gradient", superposition=leading),
             matched(
                 f"everywhere-{kind}",
-                f"everywhere, instead: {label}",
+                f"everywhere, control: {label}",
                 kind,
                 base="update",
                 superposition=everywhere,
