@@ -1,6 +1,7 @@
 """The evidence study: planted effects are found, double arms are not, tables are the runs'."""
 
 import dataclasses
+import gzip
 import json
 import math
 from pathlib import Path
@@ -374,6 +375,9 @@ def test_the_compressed_results_make_the_same_report(studied, tmp_path):
     assert reports[0] == reports[1]
     assert "| control: noise |" in reports[0]
     first = (packed / "results.jsonl.gz").read_bytes()
+    (packed / "unpacked.jsonl").write_bytes(gzip.decompress(first))  # to go on from
+    resumed = Results(packed / "unpacked.jsonl")
+    assert len(resumed._found) == len(read_results(studied[1]))
     write_compressed(packed / "results.jsonl.gz", read_results(studied[1]))
     assert (packed / "results.jsonl.gz").read_bytes() == first
 

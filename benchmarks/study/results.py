@@ -136,7 +136,7 @@ def write_compressed(path: Path, results: Iterable[Result]) -> None:
         results: The lines.
     """
     lines = sorted(json.dumps(_kept(result), sort_keys=True) for result in results)
-    reporting.write_atomically(path, gzip.compress("\n".join(lines).encode(), mtime=0))
+    reporting.write_atomically(path, gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))
 
 
 def _kept(result: Result) -> Result:
