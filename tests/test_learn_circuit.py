@@ -148,7 +148,8 @@ def test_runs_mapped_over_are_those_of_vmap():
     found = training_run(
         task, optax.adamw, data, keys, rates, **options, over=[(0, 0, None), (None, None, 0)]
     )
-    for curves, same in zip(found, expected, strict=True):
+    assert found.accuracy is None
+    for curves, same in zip(found[:2], expected[:2], strict=True):
         assert curves.shape[:2] == (2, 3)
         np.testing.assert_allclose(curves, same, rtol=1e-5)
         assert np.ptp(np.asarray(curves)[..., -1], axis=0).min() > 1e-3
