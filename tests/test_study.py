@@ -349,7 +349,7 @@ def test_the_compute_is_measured(finished):
 
 
 def test_evaluations_must_divide_both_lengths():
-    with pytest.raises(ValueError, match="points=7 must divide the horizon of bowl, 20"):
+    with pytest.raises(ValueError, match="points=7 must divide 15 steps"):
         planned(sgd("adamw"), points=7)
 
 
