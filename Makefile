@@ -11,7 +11,8 @@ demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, si
 
 evidence: .venv/llm ## Run the evidence study (hours; PARTS="paper tuned" runs some) and write its report.
 	$(BIN)/python -m benchmarks.evidence --full $(if $(wildcard ../shared/data),--data ../shared/data) \
-	  $(if $(PARTS),--parts $(PARTS)) --report docs/evidence.md
+	  $(if $(PARTS),--parts $(PARTS)) --report docs/evidence.md --readme README.md \
+	  --pack benchmarks/results/evidence
 
 test: .venv/test ## Lint, type-check and test everything.
 	$(BIN)/ruff check .

@@ -10,9 +10,8 @@ parts:
   cost         An epoch's time against AdamW's; run it on an otherwise idle machine
 
 files: OUTPUT/results.jsonl, a line a run, appended as soon as it is done. What is in it is not run
-  again, so that an interrupted study goes on where it stopped; runs of `benchmarks.learned_circuit`
-  with the same trials are the same runs. OUTPUT/stability.json, norms.json, cost.json,
-  provenance.json. The report is written between its markers, the figures beside it.
+  again, so that an interrupted study goes on where it stopped. OUTPUT/stability.json, norms.json,
+  cost.json, provenance.json. The report is written between its markers, the figures beside it.
 
 Examples:
   python -m benchmarks.evidence --quick
@@ -37,7 +36,7 @@ from benchmarks import reporting
 from benchmarks.study import evidence_figures, evidence_report, evidence_study, stability
 from benchmarks.study.compute import print_cost
 from benchmarks.study.cost import epoch_seconds
-from benchmarks.study.norms import FORMS, relative_norms
+from benchmarks.study.norms import forms, relative_norms
 from benchmarks.study.plan import compare
 from benchmarks.study.results import Results, read_results, write_compressed
 from benchmarks.study.runner import Bench
@@ -147,7 +146,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]
         },
         "norms": lambda: {
             label: relative_norms(topics("validation"), **norms, **form)
-            for label, form in FORMS.items()
+            for label, form in forms().items()
         },
         "cost": lambda: epoch_seconds(
             partial(open_workload, args.data),

@@ -110,10 +110,12 @@ def test_gradients_are_finite_and_that_of_another_formula(name, dimension, centr
     data = jax.tree.map(lambda leaf: leaf.astype(float64), task.workload.data(KEY))
     x = points(task, 1)[0].astype(float)
     gradient = jit(jax.grad(task.workload.loss))({"x": jnp.asarray(x)}, data, KEY)["x"]
-    if name == "spin-glass":
-        reference = lambda x: energy(x, np.asarray(data["couplings"]))  # noqa: E731
-    else:
-        reference = lambda x: REFERENCES[name](x - np.asarray(data["shift"]))  # noqa: E731
+
+    def reference(x):
+        if name == "spin-glass":
+            return energy(x, np.asarray(data["couplings"]))
+        return REFERENCES[name](x - np.asarray(data["shift"]))
+
     np.testing.assert_allclose(gradient, central(reference, x), rtol=1e-5, atol=1e-5)
 
 
