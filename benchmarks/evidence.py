@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import reporting
+from benchmarks.arguments import positive
 from benchmarks.study import evidence_figures, evidence_report, evidence_study, stability
 from benchmarks.study.compute import print_cost
 from benchmarks.study.cost import epoch_seconds
@@ -213,7 +214,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TASK",
         help="of the parts' tasks, those that run (default: all)",
     )
-    add("--rounds", type=int, default=20, metavar="N", help="of cost (default: %(default)s)")
+    add(
+        "--rounds",
+        type=positive(int),
+        default=20,
+        metavar="N",
+        help="of cost (default: %(default)s)",
+    )
     add(
         "--output",
         type=Path,

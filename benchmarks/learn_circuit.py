@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 import qsgd_jax as qsgd
 from benchmarks import reporting
+from benchmarks.arguments import positive
 from benchmarks.meta.gates import Gate, all_gates
 from benchmarks.meta.learning import METHODS, Assignment, Record, validate
 from benchmarks.meta.objective import Objective
@@ -145,11 +146,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--gate", choices=sorted(all_gates()), default="circuit-2", help="default: %(default)s")
     add("--method", choices=sorted(METHODS), default="evolution", help="default: %(default)s")
-    add("--generations", type=_count, default=150, metavar="N", help="default: %(default)s")
-    add("--population", type=_count, default=16, metavar="N", help="default: %(default)s")
+    add("--generations", type=positive(int), default=150, metavar="N", help="default: %(default)s")
+    add("--population", type=positive(int), default=16, metavar="N", help="default: %(default)s")
     add(
         "--episodes",
-        type=_count,
+        type=positive(int),
         default=1,
         metavar="N",
         help="of each task, in evolution (default: %(default)s)",
@@ -158,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--start", type=Path, metavar="FILE", help="a numbers.json of the same gate to start from")
     add(
         "--step-size",
-        type=_positive,
+        type=positive(float),
         default=0.3,
         metavar="X",
         help="of the first generation of evolution (default: %(default)s)",
@@ -172,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TASK",
         help=f"to choose by; tasks: {', '.join(names)}",
     )
-    add("--validation-seeds", type=_count, default=VALIDATION_SEEDS, metavar="N")
+    add("--validation-seeds", type=positive(int), default=VALIDATION_SEEDS, metavar="N")
     add(
         "--output",
         type=Path,
@@ -181,20 +182,6 @@ def _parser() -> argparse.ArgumentParser:
         help="default: %(default)s",
     )
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} must be positive and finite")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
-    return value
 
 
 def _read_start(file: Path, gate: Gate) -> np.ndarray:

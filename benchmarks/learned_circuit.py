@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import reporting
+from benchmarks.arguments import not_negative, positive
 from benchmarks.learn_circuit import read_numbers
 from benchmarks.study import report
 from benchmarks.study.compute import print_cost
@@ -113,17 +114,6 @@ def _gate(text: str) -> tuple[str, Path]:
     return name, Path(file)
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
-    return value
-
-
-def _natural(text: str) -> int:
-    return 0 if text == "0" else _count(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.learned_circuit",
@@ -166,12 +156,12 @@ def _parser() -> argparse.ArgumentParser:
         help="a further contender, from a numbers.json of learn_circuit; may be repeated",
     )
     for name, kind, default, text in (
-        ("trials", _count, 8, "hyperparameters to try"),
-        ("seeds", _count, 20, "final runs of each length"),
-        ("points", _count, 10, "evaluations a run"),
-        ("robustness", _natural, 0, "runs at 0.1 to 3 times the best learning rate"),
-        ("horizon-factor", _count, 1, "how many times longer than usual a run is"),
-        ("batch", _count, 1, "runs in one program; the number of seeds is good on a GPU"),
+        ("trials", positive(int), 8, "hyperparameters to try"),
+        ("seeds", positive(int), 20, "final runs of each length"),
+        ("points", positive(int), 10, "evaluations a run"),
+        ("robustness", not_negative(int), 0, "runs at 0.1 to 3 times the best learning rate"),
+        ("horizon-factor", positive(int), 1, "how many times longer than usual a run is"),
+        ("batch", positive(int), 1, "runs in one program; the number of seeds is good on a GPU"),
     ):
         add(
             f"--{name}",

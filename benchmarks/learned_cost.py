@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import qsgd_jax as qsgd
 from benchmarks import datasets, reporting, training
+from benchmarks.arguments import positive
 from benchmarks.step_time import ratios, time_steps, transformer_like
 
 BATCH, STEPS = 32, 20
@@ -76,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--millions", type=float, default=10, metavar="X", help="parameters of the tree")
-    add("--rounds", type=int, default=60, metavar="N", help="default: %(default)s")
+    add("--millions", type=positive(float), default=10, metavar="X", help="parameters of the tree")
+    add("--rounds", type=positive(int), default=60, metavar="N", help="default: %(default)s")
     add("--output", type=Path, default=Path("results"), metavar="PATH", help="folder for the JSON")
     args = parser.parse_args(argv)
     if args.rounds < 6:

@@ -24,6 +24,7 @@ import numpy as np
 
 import qsgd_jax as qsgd
 from benchmarks import reporting
+from benchmarks.arguments import positive
 from benchmarks.devices import open_device
 from benchmarks.meta.ablations import ablations
 from benchmarks.meta.gates import Gate
@@ -136,13 +137,6 @@ def probes(
     return {way: dataclasses.replace(superposition, **options) for way, options in ways.items()}
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -154,9 +148,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--circuit", type=Path, metavar="FILE", help="a circuit.json (default: the shipped one)")
     add("--ablations", action="store_true", help="score it with parts taken away")
     add("--noise", action="store_true", help="score it as probed with shots and on --devices")
-    add("--shots", type=_count, nargs="+", default=[1000, 10_000, 100_000, 1_000_000], metavar="N")
+    add(
+        "--shots",
+        type=positive(int),
+        nargs="+",
+        default=[1000, 10_000, 100_000, 1_000_000],
+        metavar="N",
+    )
     add("--devices", nargs="+", default=[], metavar="NAME", help="devices that measure")
-    add("--seeds", type=_count, default=8, metavar="N", help="episodes of each task")
+    add("--seeds", type=positive(int), default=8, metavar="N", help="episodes of each task")
     add("--output", type=Path, default=Path("results/learned_gate"), metavar="PATH")
     args = parser.parse_args(argv)
     try:

@@ -24,6 +24,7 @@ import optax
 from tqdm import tqdm
 
 from benchmarks import reporting
+from benchmarks.arguments import positive
 from benchmarks.meta.objective import GRID, POINTS, WARMUP, WEIGHT_DECAY, score
 from benchmarks.study.contenders import Contender, classical, with_circuit
 from benchmarks.study.plan import ROBUSTNESS_FACTORS
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = classical() | with_circuit()
     add = parser.add_argument
     add("--contenders", nargs="+", choices=known, default=CONTENDERS, metavar="NAME")
-    add("--runs", type=int, default=34, metavar="N", help="of each length and schedule")
+    add("--runs", type=positive(int), default=34, metavar="N", help="of each length and schedule")
     add("--output", type=Path, default=Path("results"), metavar="PATH", help="folder for the JSON")
     args = parser.parse_args(argv)
     if args.runs < 2:

@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 import qsgd_jax as qsgd
 from benchmarks import reporting
+from benchmarks.arguments import not_negative, positive
 from benchmarks.llm.checkpoints import abstract_model
 from benchmarks.llm.gsm8k import Batch
 from benchmarks.llm.llama import PRESETS, Llama
 from benchmarks.llm.memory import abstract_training, compiled_memory, compiled_step
 from benchmarks.llm.training import Layout, Precision, new_state
-from benchmarks.llm_finetune import positive
 from benchmarks.step_time import ratios
 
 DESCRIPTION = """\
@@ -218,7 +218,9 @@ def _parser() -> argparse.ArgumentParser:
         help="devices that rows, and parameters, are split over (default: 1 1)",
     )
     parser.add_argument("--virtual", action="store_true", help="CPU devices for the whole mesh")
-    parser.add_argument("--rounds", type=int, default=0, help="of steps to time (default: none)")
+    parser.add_argument(
+        "--rounds", type=not_negative(int), default=0, help="of steps to time (default: none)"
+    )
     parser.add_argument("--output", type=Path, default=Path("results/llm_cost"))
     return parser
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import math
 import re
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -23,6 +22,7 @@ from jaxtyping import PyTree
 
 import qsgd_jax as qsgd
 from benchmarks import reporting
+from benchmarks.arguments import positive
 from benchmarks.arms import ARMS, KEYS, Arm, parse_arm, superposed
 from benchmarks.devices import DEVICES
 from benchmarks.llm import report
@@ -403,27 +403,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(group: Any, name: str, kind: Any, default: Any, text: str, **options: Any) -> None:
     group.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=text, **options)
-
-
-def positive(kind: type) -> Any:
-    """Return a parser of positive numbers."""
-    return _parser_of(kind, lambda value: 0 < value < math.inf, "must be greater than 0")
-
-
-def not_negative(kind: type) -> Any:
-    """Return a parser of numbers from 0 on."""
-    return _parser_of(kind, lambda value: 0 <= value < math.inf, "must not be less than 0")
-
-
-def _parser_of(kind: type, allowed: Callable[[Any], bool], words: str) -> Any:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not allowed(value):
-            raise argparse.ArgumentTypeError(f"{text!r} {words}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it when `kind` refuses the text.
-    return parse
 
 
 if __name__ == "__main__":
