@@ -22,7 +22,7 @@ from jaxtyping import PyTree
 
 import qsgd_jax as qsgd
 from benchmarks import reporting
-from benchmarks.arguments import positive
+from benchmarks.arguments import not_negative, positive
 from benchmarks.arms import ARMS, KEYS, Arm, parse_arm, superposed
 from benchmarks.devices import DEVICES
 from benchmarks.llm import report

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.workloads import synthetic
+from benchmarks.workloads import examples, models
 from benchmarks.workloads.synthetic import META_TRAINING, VALIDATION, task
 
 pytestmark = pytest.mark.slow
@@ -117,14 +117,14 @@ def test_dense_layer_on_patches_is_a_convolution():
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     layer = {"kernel": kernel, "bias": jnp.zeros(5)}
-    actual = synthetic.dense(layer, synthetic.patches(images))
+    actual = models.dense(layer, models.patches(images))
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 def test_mean_pool_averages_squares():
     images = jnp.arange(16.0).reshape(1, 4, 4, 1)
     expected = [[2.5, 4.5], [10.5, 12.5]]
-    np.testing.assert_allclose(synthetic.mean_pool(images)[0, ..., 0], expected)
+    np.testing.assert_allclose(models.mean_pool(images)[0, ..., 0], expected)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -141,22 +141,22 @@ def test_attention_is_jax_nn_s(causal):
         attended = jax.nn.dot_product_attention(query, key, value, is_causal=causal)
         return attended.reshape(x.shape) @ output + 1
 
-    actual = jit(functools.partial(synthetic.attention, heads=2, causal=causal))(params, x)
+    actual = jit(functools.partial(models.attention, heads=2, causal=causal))(params, x)
     np.testing.assert_allclose(actual, jit(expected)(x), atol=1e-3)
 
 
 def test_layer_norm_is_jax_nn_s():
     (x,) = normal((5, 16))
-    params = synthetic.layer_norm_params(16)
+    params = models.layer_norm_params(16)
     expected = jit(functools.partial(jax.nn.standardize, epsilon=1e-6))(3 + 2 * x)
-    np.testing.assert_allclose(jit(synthetic.layer_norm)(params, 3 + 2 * x), expected, atol=1e-5)
+    np.testing.assert_allclose(jit(models.layer_norm)(params, 3 + 2 * x), expected, atol=1e-5)
 
 
 def test_cross_entropy_is_optax_s():
     (logits,) = normal((5, 7, 9))
     labels = jnp.asarray(np.arange(35).reshape(5, 7) % 9)
     expected = jit(optax.softmax_cross_entropy_with_integer_labels)(logits, labels).mean()
-    np.testing.assert_allclose(jit(synthetic.cross_entropy)(logits, labels), expected, rtol=1e-5)
+    np.testing.assert_allclose(jit(models.cross_entropy)(logits, labels), expected, rtol=1e-5)
 
 
 def test_causal_transformer_does_not_see_later_tokens():
@@ -164,7 +164,7 @@ def test_causal_transformer_does_not_see_later_tokens():
     tokens = np.asarray(data["inputs"][:, :4])
     changed = tokens.copy()
     changed[..., 7:] = (changed[..., 7:] + 1) % 16
-    predict = jit(jax.vmap(functools.partial(synthetic.transformer, heads=2, causal=True)))
+    predict = jit(jax.vmap(functools.partial(models.transformer, heads=2, causal=True)))
     before, after = (np.asarray(predict(params, t)) for t in (tokens, changed))
     np.testing.assert_array_equal(before[:, :, :7], after[:, :, :7])
     assert np.all(np.any(before[:, :, 7:] != after[:, :, 7:], axis=-1))
@@ -180,13 +180,13 @@ def test_markov_targets_are_the_next_tokens():
 def test_sample_draws_by_its_row_of_probabilities():
     tables = jnp.array([[0.5, 0.0, 0.5], [0.1, 0.9, 0.0]])
     rows = jnp.array([[0], [1]])
-    outcomes = jit(synthetic.sample, static_argnums=3)(jax.random.key(0), tables, rows, (2, 4000))
+    outcomes = jit(examples.sample, static_argnums=3)(jax.random.key(0), tables, rows, (2, 4000))
     shares = [np.bincount(row, minlength=3) / 4000 for row in np.asarray(outcomes)]
     np.testing.assert_allclose(shares, tables, atol=0.03)
 
 
 def test_noiseless_images_are_rolled_templates():
-    draw = jit(lambda key: synthetic.shifted_templates(key, 60, noise=0.0))
+    draw = jit(lambda key: examples.shifted_templates(key, 60, noise=0.0))
     images, labels = map(np.asarray, draw(jax.random.key(0)))
     for label in np.unique(labels):
         first, *others = images[labels == label]

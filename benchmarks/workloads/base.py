@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 Scalar = Float[Array, ""]
+KeyArray = Key[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Workload:
 
     name: str
     family: str
-    init: Callable[[Key[Array, ""]], PyTree]
-    data: Callable[[Key[Array, ""]], PyTree]
-    loss: Callable[[PyTree, PyTree, Key[Array, ""]], Scalar]
+    init: Callable[[KeyArray], PyTree]
+    data: Callable[[KeyArray], PyTree]
+    loss: Callable[[PyTree, PyTree, KeyArray], Scalar]
     validation_loss: Callable[[PyTree, PyTree], Scalar]
     evaluation: Callable[[PyTree, PyTree], tuple[Scalar, Scalar]] | None = None
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Key, PyTree
 
 from benchmarks import datasets, training
 from benchmarks.datasets import Dataset
-from benchmarks.workloads import synthetic
+from benchmarks.workloads import examples, models
 from benchmarks.workloads.base import Scalar, Workload
 
 Split = Literal["validation", "test"]
@@ -56,7 +56,7 @@ def classifier(
         batch = jax.random.randint(drawn, (BATCH_SIZE,), 0, len(labels))
         model = nnx.merge(graph, params)
         logits = model(tokens[batch], deterministic=False, rngs=nnx.Rngs(dropout=dropout))
-        return synthetic.cross_entropy(logits, labels[batch])
+        return models.cross_entropy(logits, labels[batch])
 
     return Workload(
         name,
@@ -93,7 +93,7 @@ def digits(
         wrong_labels: Share of the training examples with a label drawn anew.
         split: What the evaluation reads, 400 examples with their true labels.
     """
-    images, labels = map(np.asarray, synthetic.digits(jax.random.key(0), DIGITS))
+    images, labels = map(np.asarray, examples.digits(jax.random.key(0), DIGITS))
     images = images.reshape(len(images), -1)
     chosen = np.arange(2 * DIGITS_HELD_BACK, len(labels))[:train_size]
     seen = np.arange(DIGITS_HELD_BACK) + (DIGITS_HELD_BACK if split == "test" else 0)
@@ -102,23 +102,23 @@ def digits(
     given = np.where(drawn_anew, rng.integers(0, 10, len(chosen)), labels[chosen])
     train = jnp.asarray(images[chosen]), jnp.asarray(given)
     arrays = train, (jnp.asarray(images[seen]), jnp.asarray(labels[seen]))
-    predict = partial(synthetic.mlp, activation=jnp.tanh)
+    predict = partial(models.mlp, activation=jnp.tanh)
 
     def loss(params: PyTree, data: PyTree, key: Key[Array, ""]) -> Scalar:
         (inputs, targets), _ = data
         batch = jax.random.randint(key, (BATCH_SIZE,), 0, len(targets))
-        return synthetic.cross_entropy(predict(params, inputs[batch]), targets[batch])
+        return models.cross_entropy(predict(params, inputs[batch]), targets[batch])
 
     def evaluation(params: PyTree, data: PyTree) -> tuple[Scalar, Scalar]:
         _, (inputs, targets) = data
         logits = predict(params, inputs)
         accuracy = jnp.mean(logits.argmax(-1) == targets)
-        return synthetic.cross_entropy(logits, targets), accuracy
+        return models.cross_entropy(logits, targets), accuracy
 
     return Workload(
         name,
         "mlp",
-        init=partial(synthetic.mlp_params, sizes=(64, 64, 10)),
+        init=partial(models.mlp_params, sizes=(64, 64, 10)),
         data=lambda key: arrays,
         loss=loss,
         validation_loss=lambda params, data: evaluation(params, data)[0],

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from benchmarks import datasets
 from benchmarks.llm.checkpoints import load_model, open_checkpoint
 from benchmarks.llm.text import open_text
-from benchmarks.workloads import synthetic
+from benchmarks.workloads import models
 from benchmarks.workloads.base import Scalar, Workload
 from benchmarks.workloads.classification import Split, classifier
 
@@ -177,7 +177,7 @@ def _language_model(
     batch_size: int,
 ) -> Workload:
     def mean_loss(params: PyTree, windows: Int[Array, "batch length"]) -> Scalar:
-        return synthetic.cross_entropy(nnx.merge(graph, params)(windows[:, :-1]), windows[:, 1:])
+        return models.cross_entropy(nnx.merge(graph, params)(windows[:, :-1]), windows[:, 1:])
 
     def loss(params: PyTree, data: Passages, key: Key[Array, ""]) -> Scalar:
         starts = jax.random.randint(key, (batch_size, 1), 0, len(data.train) - CONTEXT)
