@@ -72,6 +72,30 @@ def test_each_gate_answers_for_concrete_and_mapped_numbers(name):
         assert np.ptp(z[0]) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["circuit-1", "perceptron-2", "multilinear"])
+def test_the_numbers_by_hand_are_a_soft_cautious_step(name):
+    gate = gates.all_gates()[name]
+    numbers = gate.cautious.copy()
+    c = gates.CAUTIOUS_AGREEMENT
+    others = [gates.SIGNALS.index(x) for x in gates.SIGNALS if x != "agreement"]
+    numbers[np.array(others) - 3 - len(gates.SIGNALS)] = np.log(1e-3)  # as far as they are read
+    u, g, theta = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
+    actual = gate.build(numbers).gated(u, g, theta)
+    z = c * u * g / np.sqrt(1 + (c * u * g) ** 2)
+    expected = 0.7 * (u * (1 + z) + 0.6 * np.tanh(g))
+    # The perceptron comes as near as tanh does.
+    tolerance = 0.35 if name == "perceptron-2" else 2e-3
+    np.testing.assert_allclose(actual, expected, atol=tolerance)
+    assert np.corrcoef(actual, expected)[0, 1] > 0.99
+
+
+def test_gates_without_numbers_by_hand_are_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        learn_circuit.main(f"--gate circuit-2 --start cautious --output {tmp_path}".split())
+    message = "--start cautious: circuit-2 has none; circuit-1, perceptron-2"
+    assert message in capsys.readouterr().err
+
+
 def test_without_entanglement_each_readout_sees_one_signal():
     gate = gates.unentangled()
     numbers = gate.start(3)

@@ -23,6 +23,9 @@ import qsgd_jax as qsgd
 
 SIGNALS = qsgd.SignalSuperposition.signals
 Numbers = Float[Array, " size"]
+# Of the numbers by hand: scales of the agreement and of the other signals, λ₁ and λ₂, κ.
+CAUTIOUS_AGREEMENT, CAUTIOUS_OTHERS = 10.0, 0.3
+CAUTIOUS_WEIGHTS, CAUTIOUS_FACTOR = (1.0, 0.6), 0.7
 Answer = Callable[[Numbers, Sequence[Array]], tuple[Array, Array]]
 
 
@@ -36,12 +39,15 @@ class Gate:
         build: From the numbers, which may be traced, to what `learned_superpositional_adamw`
             takes.
         start: From a seed to numbers to start from.
+        cautious: Numbers set by hand, if there are any: a soft form of Cautious AdamW's step and
+            some of the gradient, κ (u (1 + z) + λ₂ tanh ĝ), z = c u ĝ/√(1 + (c u ĝ)²).
     """
 
     name: str
     size: int
     build: Callable[[Any], qsgd.SignalSuperposition]
     start: Callable[[int], np.ndarray]
+    cautious: np.ndarray | None = None
 
     @property
     def is_circuit(self) -> bool:
@@ -121,7 +127,10 @@ def circuit(depth: int, signals: tuple[str, ...] = SIGNALS) -> Gate:
     name = f"circuit-{depth}"
     for missing in SIGNALS:
         name += "" if missing in signals else f"-without-{missing}"
-    return _gate(name, angles, signals, build)
+    # After one chain a readout is the product of sin(πs − ω) of its wire and those before it.
+    half_turned = signals == SIGNALS and depth == 1
+    by_hand = [-np.pi / 2, 0.0] * (n - 1) + [0.0, 0.0] if half_turned else None
+    return _gate(name, angles, signals, build, by_hand)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +181,12 @@ def perceptron(hidden: int = 2) -> Gate:
         )
         return z1, z2
 
-    return _gate(f"perceptron-{hidden}", sum(sizes), SIGNALS, partial(ClassicalGate, answer))
+    # z₁ = tanh(1.5 tanh 1.5 a) of the agreement's squashed a is close to a; z₂ = tanh 2 to 1.
+    first, second = np.zeros((hidden, inputs)), np.zeros((2, hidden))
+    first[0, SIGNALS.index("agreement")] = second[0, 0] = 1.5
+    by_hand = [*first.ravel(), *np.zeros(hidden), *second.ravel(), 0.0, 2.0]
+    name = f"perceptron-{hidden}"
+    return _gate(name, sum(sizes), SIGNALS, partial(ClassicalGate, answer), by_hand)
 
 
 def multilinear() -> Gate:
@@ -188,7 +202,11 @@ def multilinear() -> Gate:
         z1, z2 = (sum(map(operator.mul, row, terms), jnp.zeros(())) for row in table)
         return z1, z2
 
-    return _gate("multilinear", size, SIGNALS, partial(ClassicalGate, answer))
+    by_hand = np.zeros((2, len(subsets)))
+    by_hand[0, subsets.index((SIGNALS.index("agreement"),))] = 1  # z₁
+    by_hand[1, subsets.index(())] = 1  # z₂
+    build = partial(ClassicalGate, answer)
+    return _gate("multilinear", size, SIGNALS, build, by_hand.ravel())
 
 
 def _gate(
@@ -196,8 +214,9 @@ def _gate(
     size: int,
     signals: tuple[str, ...],
     build: Callable[[Any], qsgd.SignalSuperposition],
+    by_hand: Sequence[float] | np.ndarray | None = None,
 ) -> Gate:
-    """The gate of `size` numbers of its own."""
+    """The gate of `size` numbers of its own, which may be set by hand for `Gate.cautious`."""
 
     def start(seed: int) -> np.ndarray:
         """Random numbers for the gate, scales of 1, λ = 0.3 for both, κ = 1."""
@@ -205,7 +224,14 @@ def _gate(
         common = [*(0.0 for _ in signals), 0.3, 0.3, 0.0]
         return np.concatenate([drawn, common]).astype(np.float32)
 
-    return Gate(name, size + len(signals) + 3, build, start)
+    cautious = None
+    if by_hand is not None:
+        scales = np.log(
+            [CAUTIOUS_AGREEMENT if s == "agreement" else CAUTIOUS_OTHERS for s in signals]
+        )
+        common = [*scales, *CAUTIOUS_WEIGHTS, math.log(CAUTIOUS_FACTOR)]
+        cautious = np.concatenate([by_hand, common]).astype(np.float32)
+    return Gate(name, size + len(signals) + 3, build, start, cautious)
 
 
 def all_gates() -> dict[str, Gate]:
