@@ -70,9 +70,8 @@ def _curves(path: Path, study: Study, tasks: list[Task]) -> None:
             panel.plot(x, mean, lw=1, label=study.labels[name], **look)
             panel.fill_between(x, mean - half, mean + half, alpha=0.2, lw=0, **look)
         unit = "test loss" if task.measure.relative else "test accuracy, %"
-        panel.set(title=task.workload, xlabel="step", ylabel=unit)
-        if task.measure.relative:
-            panel.set_yscale("log")
+        panel.set_title(task.workload, fontsize="medium")
+        panel.set(xlabel="step", ylabel=unit)
         panel.legend(fontsize="x-small")
     save(figure, path)
 
@@ -162,7 +161,9 @@ def _finish(panel: Axes, task: Task, x: str) -> None:
     panel.axhline(0, color="0.6", lw=0.8)
     panel.set_xscale("log")
     panel.set(
-        title=task.workload, xlabel=x, ylabel=f"{task.measure.name} to AdamW, {task.measure.unit}"
+        title=task.workload,
+        xlabel=x,
+        ylabel=f"{task.measure.name} less AdamW's, {task.measure.unit}",
     )
     panel.legend(fontsize="x-small")
 
