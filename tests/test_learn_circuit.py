@@ -75,7 +75,7 @@ def test_each_gate_answers_for_concrete_and_mapped_numbers(name):
 @pytest.mark.parametrize("name", ["circuit-1", "perceptron-2", "multilinear"])
 def test_the_numbers_by_hand_are_a_soft_cautious_step(name):
     gate = gates.all_gates()[name]
-    numbers = gate.cautious.copy()
+    numbers = np.array(gate.cautious)
     c = gates.CAUTIOUS_AGREEMENT
     others = [gates.SIGNALS.index(x) for x in gates.SIGNALS if x != "agreement"]
     numbers[np.array(others) - 3 - len(gates.SIGNALS)] = np.log(1e-3)  # as far as they are read
