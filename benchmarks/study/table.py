@@ -139,13 +139,11 @@ PARTS: dict[str, Part] = {
         "Quantum attention, every arm tuned",
         {TOPICS_ATTENTION: 1250},
         (BASELINE, "paper"),
-        seeds=10,
     ),
     "sweep": Part(
         "More and more of Eq. 1 at the paper's settings",
         {TOPICS + SWEPT: 1875},
         (BASELINE, *(f"gradient-{value:g}" for value in SWEEP)),
-        seeds=10,
         points=15,
         published=True,
     ),
