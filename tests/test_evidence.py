@@ -169,7 +169,8 @@ def test_hopeless_arms_get_no_final_runs_and_are_named(studied):
     task = Task(Comparison(read_results(studied[1])), "topic-order", ACCURACY)
     assert task.without_finals == task.screened(0.5) == ["signs"]
     assert task.screened(1e9) == ["signs"]  # which diverged
-    assert task.contenders == ["adamw", "paper", "noise", "adamw-twice"]
+    # In the order in which their runs ended, which is up to the threads.
+    assert set(task.contenders) == {"adamw", "paper", "noise", "adamw-twice"}
 
 
 def test_twice_the_effort_is_twice_the_trials_each_with_every_tuning_seed(studied):
