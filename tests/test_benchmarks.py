@@ -47,6 +47,7 @@ def clinc(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_text_classification_runs_end_to_end_and_pairs_its_arms(tmp_path, capsys):
     text_classification.main(
         (

@@ -121,6 +121,7 @@ def test_unknown_controls_are_refused(kind, base, named):
         matched_control(optax.identity(), kind, 0.5, EVERYWHERE, base=base, key=jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_every_contender_of_the_study_takes_a_finite_step_of_its_own():
     params, moved, gradients = tree(0), tree(2), tree(1)
     updates: Any

@@ -77,6 +77,7 @@ def test_a_planted_effect_of_one_standard_deviation_is_found_among_arms_without_
     assert np.mean(covered) > 0.8
 
 
+@pytest.mark.slow
 def test_identical_arms_under_other_names_differ_no_more_often_than_the_stated_rate():
     rng = np.random.default_rng(1)
     arms = dict.fromkeys(("adamw", "paper", "noise", "signs", "rates"), 0.0)

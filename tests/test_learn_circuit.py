@@ -190,6 +190,7 @@ def test_a_gate_probed_outside_the_loop_is_the_same(name):
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_candidate_without_weights_scores_as_adamw_does(valley, tmp_path):
     gate = gates.circuit(1)
     asked = objective.Objective([valley], gate, tmp_path / "rates.json")
@@ -206,6 +207,7 @@ def test_a_candidate_without_weights_scores_as_adamw_does(valley, tmp_path):
         asked(numbers, [*episodes, objective.Episode(0, 96, False, 1.0, 5)])
 
 
+@pytest.mark.slow
 def test_the_reference_of_a_score_is_optaxs_adamw(valley, tmp_path):
     import optax
 

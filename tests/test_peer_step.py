@@ -73,6 +73,7 @@ def test_a_peer_whose_weights_are_no_sines_is_refused(measure):
         measure(LOSSES, error=1e-9)
 
 
+@pytest.mark.slow
 def test_one_step_is_adamw_and_eq_1(task):
     plain, superposed = (
         peer_step.Training(task, optimizer, dropout=False)

@@ -35,6 +35,7 @@ def test_the_defaults_are_the_papers():
     assert make(circuit_per_head=True).layers[0].attention.attention_fn.angles.shape == (2, 1, 2, 2)
 
 
+@pytest.mark.slow
 def test_without_circuits_it_is_the_same_model_from_the_same_values():
     """The paired comparison: all but the angles is equal, and so is the output where Φ is zero."""
     quantum, classical = make(), make(quantum=False)
@@ -78,6 +79,7 @@ def test_padding_says_nothing():
     assert np.isfinite(model(np.zeros((1, 5), int))).all()
 
 
+@pytest.mark.slow
 def test_it_learns_and_so_do_its_angles():
     model = make(readout="probability", dropout_rate=0.0)
     before = named(model)

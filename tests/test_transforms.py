@@ -198,6 +198,7 @@ def test_leading_touches_four_coordinates_of_each_tensor_and_everywhere_all():
             np.testing.assert_array_equal(moved, np.arange(min(most, leaf.size)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "device", [pytest.param("default.qubit", marks=pytest.mark.slow), "lightning.qubit"]
 )

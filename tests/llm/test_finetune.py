@@ -110,6 +110,7 @@ def _at(params, path):
     return params[...]
 
 
+@pytest.mark.slow
 def test_interrupted_on_a_mesh_it_goes_on_where_it_was(tiny, problems, tmp_path, monkeypatch):
     more = ("--optimizer", "adamw", "--mesh", "2", "2", "--batch-size", "2")
     llm_finetune.main(arguments(tiny, problems, tmp_path / "whole", *more))

@@ -59,6 +59,7 @@ def step(graph, chain, state, batch):
     return jitted(graph, chain, state, batch)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_answers_whatever_rows_they_lie_in(split, examples):
     graph, params = split
     model = jax.jit(nnx.merge(graph, params))
@@ -124,6 +125,7 @@ def test_losses_per_row(split, examples):
         np.testing.assert_allclose(losses[row], one[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_a_mesh_it_is_that_of_one_device(tiny, split, examples):
     graph, params = split
     checkpoint, chain = open_checkpoint(tiny), optimizer()
@@ -219,6 +221,7 @@ def planned(chain, layout=None, rows=1):
     return memory.compiled_memory(compiled, state.params)
 
 
+@pytest.mark.slow
 def test_superposition_needs_no_more_memory_than_adamw():
     adamw = planned(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2)))
     assert adamw.state == pytest.approx(3 * adamw.parameters, rel=0.1)  # and two moments
