@@ -60,7 +60,7 @@ def trained(workload):
 
 def test_the_tasks_are_as_many_as_promised_and_two_of_each_family_at_least():
     families = collections.Counter(workload.family for workload in META_TRAINING)
-    assert families == {"mlp": 3, "convolution": 2, "transformer": 3, "embedding": 2}
+    assert families == {"mlp": 4, "convolution": 3, "transformer": 4, "embedding": 2}
     assert len(VALIDATION) == 5
     assert len({workload.name for workload in ALL}) == len(ALL)
 
@@ -215,3 +215,21 @@ def test_an_unknown_name_is_told_the_known_ones():
     assert task("digits-mlp") is VALIDATION[0]
     with pytest.raises(ValueError, match=r"'mnist'.*teacher-mlp.*autoencoder-mlp"):
         task("mnist")
+
+
+def test_clean_classes_are_those_of_the_noisy_task_before_noise():
+    key = jax.random.key(0)
+    inputs, clean = examples.teacher_classes(key, 4096, largest_noise=0)
+    same, noisy = examples.teacher_classes(key, 4096)
+    np.testing.assert_array_equal(inputs, same)
+    changed = np.mean(np.asarray(clean != noisy))
+    assert 0 < changed < 0.2
+    again = examples.random_teacher(jax.random.split(key, 3)[1], inputs, 32, 8)
+    np.testing.assert_array_equal(clean, again.argmax(axis=-1))
+
+
+def test_reversals_read_backwards():
+    tokens, backwards = examples.reversals(jax.random.key(0), 5, vocabulary=7, length=4)
+    assert 0 <= tokens.min() < tokens.max() < 7
+    for read, written in zip(tokens.tolist(), backwards.tolist(), strict=True):
+        assert written == list(reversed(read))

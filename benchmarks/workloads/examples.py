@@ -60,12 +60,14 @@ def random_teacher(
     return bent @ jax.random.normal(second, (hidden, outputs)) / hidden**0.5
 
 
-def teacher_classes(key: KeyArray, count: int) -> tuple[Array, Array]:
+def teacher_classes(
+    key: KeyArray, count: int, *, largest_noise: float = 0.2
+) -> tuple[Array, Array]:
     """Return 16 normal inputs and which of a teacher's 8 outputs is largest, with label noise."""
     inputs_key, teacher_key, noise_key = jax.random.split(key, 3)
     inputs = jax.random.normal(inputs_key, (count, 16))
     labels = random_teacher(teacher_key, inputs, 32, 8).argmax(axis=-1)
-    return inputs, noisy_labels(noise_key, labels, 8, 0.2)
+    return inputs, noisy_labels(noise_key, labels, 8, largest_noise)
 
 
 def teacher_values(key: KeyArray, count: int) -> tuple[Array, Array]:
@@ -177,6 +179,12 @@ def recalls(key: KeyArray, count: int, *, pairs: int = 3, symbols: int = 8) -> t
     asked = jnp.take_along_axis(keys, query, axis=1)
     answer = jnp.take_along_axis(values, query, axis=1)
     return jnp.concatenate([shown, asked], axis=1), answer[:, 0]
+
+
+def reversals(key: KeyArray, count: int, *, vocabulary: int, length: int) -> tuple[Array, Array]:
+    """Return random sequences, and the same backwards."""
+    tokens = jax.random.randint(key, (count, length), 0, vocabulary)
+    return tokens, tokens[:, ::-1]
 
 
 def low_rank_vectors(

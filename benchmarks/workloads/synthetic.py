@@ -21,6 +21,7 @@ from benchmarks.workloads.examples import (
     neighbours,
     ordered_topics,
     recalls,
+    reversals,
     shifted_templates,
     teacher_classes,
     teacher_values,
@@ -197,6 +198,36 @@ META_TRAINING: tuple[Workload, ...] = (
         functools.partial(markov_sequences, vocabulary=24, successors=6),
         train_size=1024,
         batch_size=8,
+    ),
+    # Without noise a loss has no floor, and the end of a run tells how small the last steps are.
+    supervised(
+        "clean-teacher-mlp",
+        "mlp",
+        functools.partial(mlp_params, sizes=(16, 64, 8)),
+        functools.partial(mlp, activation=jnp.tanh),
+        functools.partial(teacher_classes, largest_noise=0),
+        train_size=2048,
+        batch_size=32,
+    ),
+    supervised(
+        "clean-convolution",
+        "convolution",
+        functools.partial(convolution_params, channels=(1, 8), features=3 * 3 * 8, classes=6),
+        functools.partial(convolution, pool=mean_pool),
+        functools.partial(shifted_templates, noise=0.1),
+        train_size=1024,
+        batch_size=32,
+    ),
+    supervised(
+        "reversal-transformer",
+        "transformer",
+        functools.partial(
+            transformer_params, vocabulary=12, length=8, width=16, layers=1, outputs=12
+        ),
+        functools.partial(transformer, heads=2),
+        functools.partial(reversals, vocabulary=12, length=8),
+        train_size=2048,
+        batch_size=16,
     ),
 )
 
