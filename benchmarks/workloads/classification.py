@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import PyTree
 
 from benchmarks import datasets, training
 from benchmarks.datasets import Dataset
 from benchmarks.workloads import examples, models
-from benchmarks.workloads.base import Scalar, Workload
+from benchmarks.workloads.base import KeyArray, Scalar, Workload
 
 Split = Literal["validation", "test"]
 BATCH_SIZE = 32  # the paper's
@@ -50,7 +50,7 @@ def classifier(
     evaluate = training.compiled_evaluation(graph)
     arrays = training.on_device(dataset.train), training.on_device(getattr(dataset, split))
 
-    def loss(params: PyTree, data: PyTree, key: Key[Array, ""]) -> Scalar:
+    def loss(params: PyTree, data: PyTree, key: KeyArray) -> Scalar:
         (tokens, labels), _ = data
         drawn, dropout = jax.random.split(key)
         batch = jax.random.randint(drawn, (BATCH_SIZE,), 0, len(labels))
@@ -104,7 +104,7 @@ def digits(
     arrays = train, (jnp.asarray(images[seen]), jnp.asarray(labels[seen]))
     predict = partial(models.mlp, activation=jnp.tanh)
 
-    def loss(params: PyTree, data: PyTree, key: Key[Array, ""]) -> Scalar:
+    def loss(params: PyTree, data: PyTree, key: KeyArray) -> Scalar:
         (inputs, targets), _ = data
         batch = jax.random.randint(key, (BATCH_SIZE,), 0, len(targets))
         return models.cross_entropy(predict(params, inputs[batch]), targets[batch])

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from benchmarks.landscapes import rosenbrock
-from benchmarks.workloads.base import Scalar, Workload
+from benchmarks.workloads.base import KeyArray, Scalar, Workload
 
 Parameters = dict[str, Float[Array, " n"]]
 Constants = dict[str, Array]
@@ -147,7 +147,7 @@ def _workload(
     constants: Constants,
     excess: Callable[[Float[Array, " n"], Constants], Scalar],
 ) -> Workload:
-    def init(key: Key[Array, ""]) -> Parameters:
+    def init(key: KeyArray) -> Parameters:
         return {"x": jax.random.uniform(key, (dimension,), minval=-box, maxval=box)}
 
     return Workload(

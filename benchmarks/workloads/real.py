@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from benchmarks import datasets
 from benchmarks.llm.checkpoints import load_model, open_checkpoint
 from benchmarks.llm.text import open_text
 from benchmarks.workloads import models
-from benchmarks.workloads.base import Scalar, Workload
+from benchmarks.workloads.base import KeyArray, Scalar, Workload
 from benchmarks.workloads.classification import Split, classifier
 
 CONTEXT = 64
@@ -64,7 +64,7 @@ def characters(file: Path, *, width: int = 64, split: Split = "validation") -> W
     _check(file, "tinyshakespeare (karpathy/char-rnn)")
     known, ids = np.unique(list(file.read_text()), return_inverse=True)
 
-    def new_model(key: Key[Array, ""]) -> tuple[nnx.GraphDef, PyTree]:
+    def new_model(key: KeyArray) -> tuple[nnx.GraphDef, PyTree]:
         return nnx.split(CharacterModel(len(known), width=width, rngs=nnx.Rngs(params=key)))
 
     return _language_model(
@@ -171,7 +171,7 @@ def _passages(ids: Int[np.ndarray, " tokens"], split: Split) -> Passages:
 def _language_model(
     name: str,
     graph: nnx.GraphDef,
-    init: Callable[[Key[Array, ""]], PyTree],
+    init: Callable[[KeyArray], PyTree],
     passages: Passages,
     *,
     batch_size: int,
@@ -179,7 +179,7 @@ def _language_model(
     def mean_loss(params: PyTree, windows: Int[Array, "batch length"]) -> Scalar:
         return models.cross_entropy(nnx.merge(graph, params)(windows[:, :-1]), windows[:, 1:])
 
-    def loss(params: PyTree, data: Passages, key: Key[Array, ""]) -> Scalar:
+    def loss(params: PyTree, data: Passages, key: KeyArray) -> Scalar:
         starts = jax.random.randint(key, (batch_size, 1), 0, len(data.train) - CONTEXT)
         return mean_loss(params, data.train[starts + jnp.arange(CONTEXT + 1)])
 
