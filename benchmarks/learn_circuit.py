@@ -4,10 +4,10 @@ The protocol, what was changed in it and when, and the commands of the shipped v
 `docs/learned_circuit.md`; tasks and gates in `benchmarks/workloads` and `benchmarks/meta/gates.py`.
 
 A score is the mean of the log ratio of validation losses to those of AdamW at its best learning
-rate: half along the way, half at the end of the run. The learning rates met in training lie up to
-0.3 decades to both sides of AdamW's best. What is minimised is the mean rank among a generation's
-candidates. On the validation tasks AdamW has the choice of the same few learning rates as the gate:
-there, less than 0 is better than AdamW.
+rate: half along the way, half at the end of the run. A candidate counts with the best of a few
+learning rates around AdamW's. What is minimised is the mean rank among a generation's candidates.
+On the validation tasks AdamW has the choice of the same learning rates: there, less than 0 is
+better than AdamW.
 
 files: OUTPUT/GATE-SEED/ with history.jsonl (a line a generation), state.msgpack (to go on from),
   numbers.json (what was learned, and where it comes from), learning.png; for circuits also
@@ -41,7 +41,7 @@ from benchmarks.meta.objective import Objective
 from benchmarks.workloads import synthetic
 
 VALIDATION_SEEDS = 32
-VERSION = 5  # of the protocol in docs/learned_circuit.md
+VERSION = 6  # of the protocol in docs/learned_circuit.md
 CURVES = ("score", "best", "spread")
 SMOOTHING = 25  # generations: what is drawn anew in each makes their scores hard to compare
 

@@ -31,7 +31,8 @@ from benchmarks.meta.objective import (
 from benchmarks.reporting import provenance, write_atomically, write_json
 from benchmarks.workloads.base import Workload, learning_rates
 
-# Of AdamW's best learning rate, that a gate is validated at.
+# Of AdamW's best learning rate, that a gate has its best of, as users tune theirs: what is learned
+# is the step's shape then, not its size.
 RATE_FACTORS = (0.25, 0.5, 1.0, 2.0)
 # Steps that a hypergradient reaches back over, and how many such windows make a generation's run.
 _WINDOW, _WINDOWS = 20, 10
@@ -63,7 +64,10 @@ class Assignment:
 
 
 class Evolution:
-    """CMA-ES on mean ranks: a generation's candidates meet the same episodes of each task."""
+    """CMA-ES on mean ranks: a generation's candidates meet the same episodes of each task.
+
+    In each a candidate counts with the best of a few learning rates.
+    """
 
     def __init__(self, given: Assignment):
         self._objective = Objective(given.workloads, given.gate, given.rates)
@@ -84,9 +88,9 @@ class Evolution:
         rng = np.random.default_rng([self._seed, number])
         ask, tell = jax.random.split(jax.random.fold_in(jax.random.key(self._seed), number))
         candidates, state = self._strategy.ask(ask, self.state, self._params)
-        episodes = draw_episodes(rng, self._n_tasks, repeats=self._repeats)
-        asked = in_parallel(lambda e: self._objective(np.asarray(candidates), e), episodes)
-        scores = np.concatenate(asked, axis=1)
+        of_tasks = draw_episodes(rng, self._n_tasks, repeats=self._repeats)
+        drawn = [episode for episodes in of_tasks for episode in episodes]
+        scores = _at_rates(self._objective, np.asarray(candidates), drawn).min(axis=-1).T
         # By ranks, tasks whose losses end near a floor of noise count as much as the others.
         fitness = stats.rankdata(scores, axis=0).mean(axis=1)
         self.state, _ = self._strategy.tell(
@@ -202,6 +206,14 @@ def in_parallel(function: Callable[[Any], Any], items: Sequence[Any]) -> list[An
         return list(pool.map(function, items))
 
 
+def _at_rates(
+    objective: Objective, candidates: Float[np.ndarray, "candidates size"], drawn: Sequence[Episode]
+) -> Float[np.ndarray, "episodes candidates rates"]:
+    """Return the candidates' scores in each episode at each of `RATE_FACTORS`."""
+    tried = [[replace(e, learning_rate=factor) for factor in RATE_FACTORS] for e in drawn]
+    return np.stack(in_parallel(lambda episodes: objective(candidates, episodes), tried))
+
+
 def validate(
     objective: Objective, numbers: Float[np.ndarray, " size"], *, seeds: int, most: int = 400
 ) -> dict[str, float]:
@@ -221,10 +233,9 @@ def validate(
         for seed in range(seeds)
         for (episode,) in draw_episodes(np.random.default_rng([2511, seed]), n_tasks, most=most)
     ]
-    tried = [[replace(e, learning_rate=factor) for factor in RATE_FACTORS] for e in drawn]
     candidates = np.stack([numbers, objective.adamw])
-    scores = in_parallel(lambda episodes: objective(candidates, episodes), tried)
-    best = np.reshape(scores, (seeds, n_tasks, 2, len(RATE_FACTORS))).mean(0).min(-1)
+    scores = _at_rates(objective, candidates, drawn)
+    best = scores.reshape(seeds, n_tasks, 2, len(RATE_FACTORS)).mean(0).min(-1)
     return dict(zip(objective.names, map(float, best[:, 0] - best[:, 1]), strict=True))
 
 
