@@ -226,9 +226,13 @@ def classical() -> dict[str, Contender]:
     return {contender.name: contender for contender in contenders}
 
 
-def with_circuit() -> dict[str, Contender]:
-    """Return the shipped circuit, and it with random angles."""
-    circuit = qsgd.load_superposition()
+def with_circuit(version: int | None = None) -> dict[str, Contender]:
+    """Return the shipped circuit, and it with random angles.
+
+    Args:
+        version: Of the circuit; by default the latest.
+    """
+    circuit = qsgd.load_superposition("adamw", version=version)
     contenders = [
         learned("circuit", circuit, "learned circuit"),
         learned("random-angles", random_angles(circuit), "random angles"),

@@ -17,6 +17,7 @@ from benchmarks.study.controls import Base, Kind, matched_control
 QUANTUM_WEIGHT = 0.5  # the paper's "stronger interference"
 QUANTUM_WEIGHTS = (0.1, 100.0)
 OWN_STREAM = 2511
+CIRCUIT_VERSION = 3  # that the stored runs are of
 SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SHOTS = (1, 4, 16, 64)  # 40 runs of a second with exact weights take 63 with 64, 204 with 256
 KINDS: dict[Kind, str] = {
@@ -119,7 +120,7 @@ def everything() -> dict[str, Contender]:
     adamw = classical()[BASELINE]
     found = [
         *classical().values(),
-        *with_circuit().values(),
+        *with_circuit(CIRCUIT_VERSION).values(),
         dataclasses.replace(adamw, name="adamw-twice", label="AdamW, twice the trials", effort=2),
         superposed("zero", "λ = 0", weigh="gradient", quantum_weight=0.0),
         superposed("paper-0.1", "paper, Eq. 1, λ = 0.1", weigh="gradient", quantum_weight=0.1),
