@@ -1,4 +1,4 @@
-"""What the learned circuit costs: the optimizer alone, and in a whole training step.
+"""What the shipped circuit costs: the optimizer alone, and in a whole training step.
 
 In each round every optimizer takes one step of a transformer-like tree (gradients are constant),
 and one epoch of 20 steps of the paper's transformer, in a random order; ratios to optax.adamw are
@@ -35,7 +35,7 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     found: dict[str, optax.GradientTransformation] = {
         "adamw": optax.adamw(1e-3),
         "adamw again": optax.adamw(1e-3),
-        "learned circuit": qsgd.learned_superpositional_adamw(1e-3),
+        "shipped circuit": qsgd.learned_superpositional_adamw(1e-3),
     }
     for depth in (1, 2, 3):
         circuit = qsgd.SignalSuperposition(qsgd.Circuit(n_qubits=4, depth=depth, seed=1))

@@ -30,9 +30,11 @@ _FIELDS = {
 def load_superposition(
     source: str | Path = "adamw", *, version: int | None = None, **options: Any
 ) -> SignalSuperposition:
-    """Return a learned circuit: one that ships with the package, or a file's.
+    """Return a circuit for `superpose_signals`: one that ships with the package, or a file's.
 
     Each file says where its numbers come from (`provenance`: command, seed, versions, meta-loss).
+    Those of versions 2 and 3 were learned; version 6's were set by hand and do better than what
+    was learned from there (`docs/learned_circuit.md`).
 
     Args:
       source: the name of a shipped circuit, or a `pathlib.Path` to a file that

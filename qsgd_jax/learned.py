@@ -1,4 +1,4 @@
-"""AdamW whose step is gated by a learned circuit, and the general form beneath it."""
+"""AdamW whose step is gated by a circuit of its signals, and the general form beneath it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ def superpose_signals(
       inner: a transformation that keeps the second moments v of Adam:
         `optax.scale_by_adam` (with or without Nesterov's momentum), `scale_by_radam` or
         `scale_by_yogi`.
-      superposition: circuit, λ₁, λ₂ and κ; by default the learned ones, `load_superposition()`.
+      superposition: circuit, λ₁, λ₂ and κ; by default `load_superposition()`.
       b2: decay rate of the second moment, that of `inner`.
       eps: ε, that of `inner`.
       eps_root: ε̄, that of `inner`.
@@ -122,7 +122,7 @@ def learned_superpositional_adamw(
     nesterov: bool = False,
     superposition: SignalSuperposition | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""AdamW whose step is gated by a learned circuit: `optax.adamw`'s place and arguments.
+    r"""AdamW whose step is gated by a circuit of its signals, with `optax.adamw`'s arguments.
 
     .. math::
       \theta_t = \theta_{t-1} - \alpha_t \Big(
@@ -148,7 +148,7 @@ def learned_superpositional_adamw(
       weight_decay: ω, decoupled weight decay; a float or a schedule.
       mask: which leaves are decayed, a tree of booleans or a function that makes one.
       nesterov: whether to use Nesterov momentum.
-      superposition: circuit, λ₁, λ₂ and κ; by default the learned ones, `load_superposition()`.
+      superposition: circuit, λ₁, λ₂ and κ; by default `load_superposition()`.
 
     Returns:
       A transformation to be used as `optax.adamw` is.
@@ -170,7 +170,7 @@ def learned_superpositional_adamw(
 
     References:
       The circuit is that of Pamuk, Özdemir, Kocabay, arXiv:2511.01918; Loshchilov, Hutter,
-      arXiv:1711.05101. How the circuit was learned: `load_superposition`.
+      arXiv:1711.05101. Where the numbers come from: `load_superposition`.
     """
     adam = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
     chain = optax.chain(
