@@ -1,4 +1,4 @@
-"""Learn the angles of the circuit that gates AdamW's step, or a classical gate as a control.
+r"""Learn the angles of the circuit that gates AdamW's step, or a classical gate as a control.
 
 The protocol, what was changed in it and when, and the commands of the shipped versions are in
 `docs/learned_circuit.md`; tasks and gates in `benchmarks/workloads` and `benchmarks/meta/gates.py`.
@@ -14,8 +14,8 @@ files: OUTPUT/GATE-SEED/ with history.jsonl (a line a generation), state.msgpack
   circuit.json, which `qsgd_jax.load_superposition` reads.
 
 Examples:
-  python -m benchmarks.learn_circuit --gate circuit-1 --start cautious --step-size 0.08
-  python -m benchmarks.learn_circuit --gate circuit-1 --start cautious --generations 0
+  python -m benchmarks.learn_circuit --gate circuit-1 --start cautious --step-size 0.08 \
+      --generations 48
   python -m benchmarks.learn_circuit --gate perceptron-2 --seed 1
   python -m benchmarks.learn_circuit --gate circuit-2 --start circuit-2-0/numbers.json
   python -m benchmarks.learn_circuit --gate circuit-2 --method hypergradients --population 4
@@ -78,17 +78,17 @@ def main(argv: list[str] | None = None) -> None:
 
     history = {line["generation"]: line for line in record.history()}
     # A run may have gone on for longer than is asked for now.
-    last = history.get(args.generations)
-    if last is None and record.done() != args.generations:
+    known = {0: start} | {number: line["numbers"] for number, line in history.items()}
+    if args.generations not in known and record.done() != args.generations:
         parser.error(f"{folder}: what generation {args.generations} had learned is lost.")
-    numbers = learner.numbers if last is None else np.array(last["numbers"], np.float32)
+    numbers = np.array(known.get(args.generations, learner.numbers), np.float32)
     objective = Objective([synthetic.task(name) for name in args.validation], gate, rates)
     scores = validate(objective, numbers, seeds=args.validation_seeds)
     shown = [history[number] for number in sorted(history) if number <= args.generations]
     content: dict[str, Any] = {
         "benchmark": "learn_circuit",
         "provenance": record.provenance(),
-        "settings": settings | {"generations": args.generations},
+        "settings": settings | {"start": args.start or "random", "generations": args.generations},
         "numbers": [float(x) for x in numbers],
         "score": float(np.mean([line["score"] for line in shown[-10:]])) if shown else None,
         "validation": scores,
@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         type=not_negative(int),
         default=150,
         metavar="N",
-        help="0 scores the start on the validation tasks (default: %(default)s)",
+        help="0 only scores the start (default: %(default)s)",
     )
     add("--population", type=positive(int), default=16, metavar="N", help="default: %(default)s")
     add(

@@ -1,4 +1,4 @@
-"""Learned circuits on disk: angles, gates' weights, and where they come from."""
+"""Circuits on disk: angles, gates' weights, and where they come from."""
 
 import functools
 import json
@@ -33,8 +33,8 @@ def load_superposition(
     """Return a circuit for `superpose_signals`: one that ships with the package, or a file's.
 
     Each file says where its numbers come from (`provenance`: command, seed, versions, meta-loss).
-    Those of versions 2 and 3 were learned; version 6's were set by hand and do better than what
-    was learned from there (`docs/learned_circuit.md`).
+    Those of versions 2 and 3 were learned; version 6's were set by hand and do better on the mean
+    of the validation tasks than all that was learned (`docs/learned_circuit.md`).
 
     Args:
       source: the name of a shipped circuit, or a `pathlib.Path` to a file that
@@ -126,7 +126,7 @@ def _read(text: str, where: str, options: dict[str, Any]) -> SignalSuperposition
 def save_superposition(
     path: Path, superposition: SignalSuperposition, name: str, version: int, provenance: dict
 ) -> None:
-    """Write a learned circuit as `load_superposition` reads it.
+    """Write a circuit as `load_superposition` reads it.
 
     Args:
       path: the file to write.

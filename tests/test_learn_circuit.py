@@ -270,6 +270,10 @@ def test_a_killed_run_goes_on_to_the_same_numbers(valley, method, tmp_path, caps
     # What it had learned on the way is still there.
     half = learn(tmp_path / "whole", 2)
     assert half["numbers"] != whole["numbers"] and len(half["history"]) == 2
+    start = learn(tmp_path / "whole", 0)
+    assert start["numbers"] == gates.circuit(1).start(0).tolist()
+    assert start["history"] == [] and start["score"] is None
+    assert start["validation"] != half["validation"]
     assert learn(tmp_path / "whole", 4) == whole
     shipped = qsgd.load_superposition(tmp_path / "whole" / "circuit-1-0" / "circuit.json")
     gate, numbers, _ = learn_circuit.read_numbers(
@@ -281,6 +285,29 @@ def test_a_killed_run_goes_on_to_the_same_numbers(valley, method, tmp_path, caps
     with pytest.raises(SystemExit):
         learn_circuit.main(f"--gate circuit-1 --population 7 --output {tmp_path / 'whole'}".split())
     assert "holds a run of other settings" in capsys.readouterr().err
+
+
+def test_evolution_ranks_candidates_at_their_best_learning_rates(monkeypatch, tmp_path):
+    asked = []
+
+    class Valley:
+        def __init__(self, *_):
+            pass
+
+        def __call__(self, candidates, episodes):
+            asked.append(candidates)
+            return np.abs(candidates[:, :1] - np.log2([e.learning_rate for e in episodes]))
+
+    monkeypatch.setattr(learning, "Objective", Valley)
+    gate = gates.circuit(1)
+    given = learning.Assignment(
+        gate, [_valley()] * 3, 6, 2, 0, gate.start(0), 2.0, tmp_path / "rates.json"
+    )
+    line = learning.Evolution(given).generation(0)
+    assert len(asked) == 6  # episodes
+    expected = [min(abs(x[0] + 2), abs(x[0] + 1), abs(x[0]), abs(x[0] - 1)) for x in asked[0]]
+    np.testing.assert_allclose(line["score"], np.mean(expected), rtol=1e-6)
+    np.testing.assert_allclose(line["best"], np.min(expected), rtol=1e-6)
 
 
 def test_learning_starts_where_another_run_has_ended(valley, tmp_path, capsys):

@@ -199,7 +199,8 @@ META_TRAINING: tuple[Workload, ...] = (
         train_size=1024,
         batch_size=8,
     ),
-    # Without noise a loss has no floor, and the end of a run tells how small the last steps are.
+    # With labels that are right the loss can come near zero, and the end of a run tells how small
+    # the last steps are.
     supervised(
         "clean-teacher-mlp",
         "mlp",
