@@ -3,7 +3,7 @@
 The picture shows the gated step κ (u (1 + λ₁ z₁) + λ₂ z₂ tanh ĝ) over Adam's step u and the
 normalised gradient ĝ, for a parameter of −1, 0 and 1 times its tensor's root mean square, and along
 lines of equal agreement u ĝ. With --ablations the circuit is scored with a signal muted or without
-entanglement, all else as learned; with --noise as probed by shots and on --devices. Scores are
+entanglement, all else as it is; with --noise as probed by shots and on --devices. Scores are
 those of `benchmarks/learn_circuit.py` on its validation tasks: the log ratio of losses to those of
 AdamW, each at the best of a few learning rates.
 

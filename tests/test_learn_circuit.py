@@ -4,6 +4,7 @@
 # pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -393,14 +394,21 @@ def test_ablated_circuits_lack_what_was_taken_away():
         np.testing.assert_allclose(single(half_turns)[j], expected, atol=1e-9)
 
 
+def test_a_single_chain_is_taken_away_once():
+    shipped = ablations.ablations(qsgd.load_superposition())
+    assert [name for name in shipped if "muted" not in name] == ["as it is", "no entanglement"]
+    assert len(shipped) == 2 + len(qsgd.SignalSuperposition.signals)
+
+
 @pytest.mark.slow
 def test_a_probe_by_many_shots_scores_as_the_exact_one(monkeypatch, tmp_path):
     task = _valley()
     monkeypatch.setattr("benchmarks.workloads.synthetic.VALIDATION", (task,))
     monkeypatch.setattr(objective, "HORIZONS", (48,))
+    file = pathlib.Path(qsgd.__file__).parent / "circuits" / "adamw-3.json"
     learned_gate.main(
         f"--ablations --noise --shots 100 1000000 --seeds 2 --output {tmp_path} "
-        "--devices default.qubit".split()
+        f"--devices default.qubit --circuit {file}".split()
     )
     content = json.loads((tmp_path / "learned_gate.json").read_text())
     exact, few, many, other = (row["valley"] for row in content["noise"].values())

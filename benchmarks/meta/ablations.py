@@ -1,4 +1,4 @@
-"""The learned circuit with a part of it taken away, its angles as they were learned."""
+"""A circuit with a part of it taken away, its angles as they are."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ def ablations(source: qsgd.SignalSuperposition) -> dict[str, qsgd.SignalSuperpos
     """Return the circuit as it is, with each signal muted, and without each layer's chain.
 
     Args:
-        source: The learned circuit.
+        source: The circuit.
     """
     fields, own = _fields(source), _fields(source.circuit)
     depth = source.circuit.depth
-    found = {"as learned": source}
+    found = {"as it is": source}
     for name in source.signals:
         found[f"{name} muted"] = MutedSignal(**fields, muted=name)
-    unchained = {f"layer {layer + 1} without its chain": (layer,) for layer in range(depth)}
+    alone = range(depth) if depth > 1 else ()  # a single chain is all the entanglement
+    unchained = {f"layer {layer + 1} without its chain": (layer,) for layer in alone}
     for label, layers in (unchained | {"no entanglement": tuple(range(depth))}).items():
         changed: dict[str, Any] = own | {"weights": source.circuit.angles}
         circuit: Any = WithoutChains(**changed, unchained=layers)
