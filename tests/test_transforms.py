@@ -199,9 +199,7 @@ def test_leading_touches_four_coordinates_of_each_tensor_and_everywhere_all():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "device", [pytest.param("default.qubit", marks=pytest.mark.slow), "lightning.qubit"]
-)
+@pytest.mark.parametrize("device", ["default.qubit", "lightning.qubit"])
 @pytest.mark.parametrize("weigh", FORMS)
 def test_hypergradients_equal_central_differences(float64, weigh, device):
     params = {name: _params(jnp.float64)[name] for name in ("kernel", "bias")}
