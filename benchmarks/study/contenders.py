@@ -132,6 +132,10 @@ def _adamw(hyper: Mapping[str, Any], schedule: optax.Schedule) -> optax.Gradient
     return optax.adamw(schedule, weight_decay=hyper["weight_decay"])
 
 
+def _nesterov(hyper: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(schedule, weight_decay=hyper["weight_decay"], nesterov=True)
+
+
 def _cautious(hyper: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
     return optax.chain(
         cautious(optax.scale_by_adam()),
@@ -212,6 +216,7 @@ def classical() -> dict[str, Contender]:
     contenders: list[Contender] = [
         Contender("adamw", "AdamW", _adamw),
         Contender("cautious", "Cautious AdamW", _cautious),
+        Contender("nesterov", "AdamW, Nesterov", _nesterov),
         Contender("lion", "Lion", _lion, LION_LEARNING_RATES, LION_WEIGHT_DECAYS),
         Contender(
             "schedule-free",
