@@ -36,9 +36,10 @@ from benchmarks.study.runner import Bench
 from benchmarks.study.statistics import Comparison
 from benchmarks.workloads.base import Workload
 from benchmarks.workloads.classification import Split
-from benchmarks.workloads.real import HELD_OUT
+from benchmarks.workloads.real import HELD_OUT, LOOKED_AT
 
 WIDE = tuple(name for name in HELD_OUT if name.endswith("-wide"))
+TASKS = HELD_OUT | LOOKED_AT
 LONGER = " ×"  # between a task's name and its horizon's factor
 
 
@@ -66,7 +67,7 @@ def _compare(args: argparse.Namespace) -> None:
     contenders = _contenders(args)
     plan = Plan(
         horizons={
-            _name(task, args.horizon_factor): HELD_OUT[task].horizon * args.horizon_factor
+            _name(task, args.horizon_factor): TASKS[task].horizon * args.horizon_factor
             for task in args.workloads
         },
         contenders=contenders,
@@ -77,7 +78,7 @@ def _compare(args: argparse.Namespace) -> None:
     )
 
     def open_workload(name: str, split: Split) -> Workload:
-        return HELD_OUT[name.split(LONGER)[0]](args.data, split)
+        return TASKS[name.split(LONGER)[0]](args.data, split)
 
     bench = Bench(open_workload, contenders, batch=args.batch)
     for name in plan.horizons:  # to fail now, where data are missing, rather than late
@@ -134,10 +135,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--workloads",
         nargs="+",
-        choices=HELD_OUT,
+        choices=TASKS,
         default=narrow,
         metavar="TASK",
-        help=f"among {', '.join(HELD_OUT)} (default: those of width 64)",
+        help=f"among {', '.join(TASKS)} (default: those held out, of width 64)",
     )
     add(
         "--contenders",
