@@ -92,47 +92,45 @@ def superpose_signals(
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         check_state(state, init, params)
         check_gradients(updates, params)
-        inner_state = state.inner_state if chosen.reads_trend else state
+        inner_state, trend = state if chosen.reads_trend else (state, None)
         steps, inner_state = wrapped.update(updates, inner_state, params, **extra_args)
-        count = inner_state.count
+        moments: Any = inner_state
         # Not the quotient that Adam takes: shared, it would change Adam's own step in the last bit.
-        correction = 1 / (1 - b2**count)
+        correction = 1 / (1 - b2**moments.count)
         # XLA:CPU gives a quotient that is used more than once a loop of its own, and the step would
         # take 1.5 times as long. It does not so with a product, of a 1 that it cannot foresee.
-        one = jnp.where(count > 0, 1, 0)
-        trend = None
-        if chosen.reads_trend:
-            trend = optax.tree.update_moment(updates, state.trend, chosen.trend_decay, 1)
-        unbiased = 1 / (1 - chosen.trend_decay**count)
+        one = jnp.where(moments.count > 0, 1, 0)
+        trees = [steps, updates, moments.nu]
+        if trend is not None:
+            slow_means = optax.tree.update_moment(updates, trend, chosen.trend_decay, 1)
+            trend = jax.tree.map(lambda new, old: new.astype(old.dtype), slow_means, trend)
+            trees.append(slow_means)
+        unbiased = 1 / (1 - chosen.trend_decay**moments.count)
 
-        def gated(theta: Any, u: Any, g: Any, v: Any, slow: Any = None) -> Any:
+        def gated(theta: Any, u: Any, g: Any, v: Any, *slow_mean: Any) -> Any:
             thetas, us = real_parts(theta), real_parts(u)
             if not thetas or not us:
                 return u
             moment = jnp.real(v)  # which optax keeps as a complex number for complex parameters
             inverse = 1 / (jnp.sqrt(moment * correction.astype(moment.dtype) + eps_root) + eps)
-            rows = [us, real_parts(g), thetas]
-            if slow is not None:
-                rows.append(real_parts(slow * unbiased.astype(moment.dtype)))
+            trends = [real_parts(s * unbiased.astype(moment.dtype)) for s in slow_mean]
             parts = [
                 chosen.gated(
                     part * one.astype(part.dtype),
                     slope * inverse,
                     part_of_theta,
-                    *(mean * inverse for mean in slow_mean),
+                    *(part_of_trend * inverse for part_of_trend in rest),
                 )
-                for part, slope, part_of_theta, *slow_mean in zip(*rows, strict=True)
+                for part, slope, part_of_theta, *rest in zip(
+                    us, real_parts(g), thetas, *trends, strict=True
+                )
             ]
             return from_real_parts(parts, jnp.shape(u))
 
         leaves, treedef = jax.tree.flatten(params)
-        trees = [steps, updates, inner_state.nu] + ([] if trend is None else [trend])
         rows = zip(leaves, *map(treedef.flatten_up_to, trees), strict=True)
         found = treedef.unflatten([gated(*row) for row in rows])
-        if trend is None:
-            return found, inner_state
-        kept = jax.tree.map(lambda new, old: new.astype(old.dtype), trend, state.trend)
-        return found, SuperposeSignalsState(inner_state, kept)
+        return found, inner_state if trend is None else SuperposeSignalsState(inner_state, trend)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -163,14 +161,16 @@ def learned_superpositional_adamw(
 
     .. math::
       \theta_t = \theta_{t-1} - \alpha_t \Big(
-        \kappa \big( u_t (1 + \lambda_1 z_1) + \lambda_2 z_2 \tanh \hat g_t \big)
-        + \omega \, \theta_{t-1} \Big)
+        \kappa \big( u_t (1 + \lambda_1 z_1) + \lambda_2 z_2 \tanh \hat g_t
+        + \lambda_3 z_3 t_t \big) + \omega \, \theta_{t-1} \Big)
 
-    with u Adam's step, ĝ the gradient over the same root, ω the weight decay, and z₁, z₂ what the
-    circuit answers to signals about the coordinate (`SignalSuperposition`). The state is that of
-    `optax.adamw`, so that a run may go on from AdamW's checkpoint.
+    with u Adam's step, ĝ the gradient and t the slow mean of gradients over the same root, ω the
+    weight decay, and z what the circuit answers to signals about the coordinate
+    (`SignalSuperposition`). Where the circuit reads the slow mean, as the shipped one does, this is
+    kept beside AdamW's moments: the state has three copies of the parameters instead of two.
+    Else the state is that of `optax.adamw`, and a run may go on from AdamW's checkpoint.
 
-    With :math:`\lambda_1 = \lambda_2 = 0` and :math:`\kappa = 1` the parameters are those of
+    With all :math:`\lambda = 0` and :math:`\kappa = 1` the parameters are those of
     `optax.adamw`, bit for bit, as long as they and the gradients are finite. Where the gradient is
     itself elementwise in the parameters, XLA may fuse it into the moments and round the last bit
     otherwise.
@@ -185,7 +185,7 @@ def learned_superpositional_adamw(
       weight_decay: ω, decoupled weight decay; a float or a schedule.
       mask: which leaves are decayed, a tree of booleans or a function that makes one.
       nesterov: whether to use Nesterov momentum.
-      superposition: circuit, λ₁, λ₂ and κ; by default `load_superposition()`.
+      superposition: circuit, λ, κ and β; by default `load_superposition()`.
 
     Returns:
       A transformation to be used as `optax.adamw` is.

@@ -23,7 +23,7 @@ _EVEN = ("agreement", "trend_agreement")  # where all else changes sign, these s
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SignalSuperposition:
-    r"""How the optimizer's signals about a coordinate become two gates of its step.
+    r"""How the optimizer's signals about a coordinate become the gates of its step.
 
     .. math::
       z_k = \tfrac12 \big( \langle Z_{n+1-k} \rangle_s + \langle Z_{n+1-k} \rangle_{\bar s} \big),
@@ -233,7 +233,7 @@ class SignalSuperposition:
         def gated(update: Array, gradient: Array, theta: Array, trend: Any = None) -> Array:
             dtype = jnp.promote_types(theta.dtype, jnp.float32)
             u, g, theta = (x.astype(dtype) for x in (update, gradient, theta))
-            t = trend if trend is None else trend.astype(dtype)
+            t: Any = trend if trend is None else trend.astype(dtype)
             z = self.readouts(u, g, theta * _over_rms(theta), t)
             weights = [jnp.asarray(x, dtype) for x in self.quantum_weights]
             step = u * (1 + weights[0] * z[0]) + weights[1] * z[1] * jnp.tanh(g)

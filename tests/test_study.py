@@ -29,7 +29,7 @@ from benchmarks.study.plan import Plan, best_trial, compare
 from benchmarks.study.results import Results, diverged, final_loss, identity, read_results
 from benchmarks.study.runner import Bench
 from benchmarks.workloads.base import Workload, learning_rates, training_run
-from benchmarks.workloads.real import HELD_OUT
+from benchmarks.workloads.real import HELD_OUT, LOOKED_AT
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -353,10 +353,13 @@ def test_evaluations_must_divide_both_lengths():
         planned(sgd("adamw"), points=7)
 
 
-@pytest.mark.parametrize("name", HELD_OUT)
+TASKS = HELD_OUT | LOOKED_AT
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_missing_data_are_named(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is missing; expected is .* of "):
-        HELD_OUT[name](tmp_path)
+        TASKS[name](tmp_path)
 
 
 def test_the_command_line_names_missing_data(tmp_path, capsys):
@@ -370,9 +373,9 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the data in {D
 
 @pytest.mark.slow
 @needs_data
-@pytest.mark.parametrize("name", ["clinc-domains", "characters", "stories"])
+@pytest.mark.parametrize("name", ["clinc-domains", "characters", "stories", "word-problems"])
 def test_splits_of_real_tasks_differ_in_what_is_evaluated_alone(name):
-    validation, test = (HELD_OUT[name](DATA, split) for split in ("validation", "test"))
+    validation, test = (TASKS[name](DATA, split) for split in ("validation", "test"))
     key = jax.random.key(0)
     data = validation.data(key)
     params = jax.eval_shape(validation.init, key)
@@ -387,9 +390,9 @@ def test_splits_of_real_tasks_differ_in_what_is_evaluated_alone(name):
 
 @needs_data
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["clinc-intents", "characters", "stories"])
+@pytest.mark.parametrize("name", ["clinc-intents", "characters", "stories", "word-problems"])
 def test_real_tasks_train(name):
-    workload, key = HELD_OUT[name](DATA), jax.random.key(0)
+    workload, key = TASKS[name](DATA), jax.random.key(0)
     curves = jax.jit(
         lambda data: training_run(
             workload, lambda _: optax.adamw(1e-3), data, key, steps=4, points=1

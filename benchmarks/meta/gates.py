@@ -261,7 +261,7 @@ def _gate(
 def all_gates() -> dict[str, Gate]:
     """Return the circuit, its ablations and the classical controls, by name."""
     gates = [circuit(depth) for depth in (1, 2, 3, 4)]
-    gates.append(circuit(3, TREND_SIGNALS))
     gates += [circuit(2, tuple(s for s in SIGNALS if s != gone)) for gone in SIGNALS]
     gates += [unentangled(), perceptron(), perceptron(3), multilinear()]
+    gates.append(circuit(3, TREND_SIGNALS))
     return {gate.name: gate for gate in gates}
