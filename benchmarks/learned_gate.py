@@ -1,11 +1,11 @@
 """Look at a learned circuit: its gates as a picture, what matters in it, what noise leaves of it.
 
-The picture shows the gated step κ (u (1 + λ₁ z₁) + λ₂ z₂ tanh ĝ + λ₃ z₃ t) over Adam's step u and
-the normalised gradient ĝ, for three values of the trend t, or without one of the parameter over its
-tensor's root mean square, and along lines of equal agreement u ĝ. With --ablations the circuit is
-scored with a part of it taken away, all else as it is; with --noise as probed by shots and on
---devices. Scores are those of `benchmarks/learn_circuit.py` on its validation tasks: the log ratio
-of losses to those of AdamW, each at the best of a few learning rates.
+The picture shows the gated step κ (u (1 + λ₁ z₁) + λ₂ z₂ tanh ĝ) over Adam's step u and the
+normalised gradient ĝ, for a parameter of −1, 0 and 1 times its tensor's root mean square, and along
+lines of equal agreement u ĝ. With --ablations the circuit is scored with a signal muted or without
+entanglement, all else as it is; with --noise as probed by shots and on --devices. Scores are
+those of `benchmarks/learn_circuit.py` on its validation tasks: the log ratio of losses to those of
+AdamW, each at the best of a few learning rates.
 
 files: OUTPUT/learned_gate.png, OUTPUT/learned_gate.json
 """
@@ -33,18 +33,14 @@ from benchmarks.meta.objective import Objective
 from benchmarks.workloads import synthetic
 
 AGREEMENTS = (-0.5, 0.0, 0.25, 1.0)
-TRENDS, PARAMETERS = (-0.5, 0.0, 0.5), (-1.0, 0.0, 1.0)
 
 
-def gated(superposition: qsgd.SignalSuperposition, u: Any, g: Any, third: Any) -> np.ndarray:
-    """The gated step of coordinates with these signals; the third is trend or parameter."""
-    u, g, third = np.broadcast_arrays(*map(np.float32, (u, g, third)))
-    trend, theta = (third, 0 * third) if superposition.reads_trend else (None, third)
-    read = superposition.readouts(u, g, theta, trend)
-    z1, z2, *z3 = map(np.asarray, read)
-    first, second, *weights = superposition.quantum_weights
+def gated(superposition: qsgd.SignalSuperposition, u: Any, g: Any, theta: Any) -> np.ndarray:
+    """The gated step of coordinates with these signals."""
+    u, g, theta = np.broadcast_arrays(*map(np.float32, (u, g, theta)))
+    z1, z2 = map(np.asarray, superposition.readouts(u, g, theta))
+    first, second = superposition.quantum_weights
     step = u * (1 + first * z1) + second * z2 * np.tanh(g)
-    step = step + sum(weight * z * third for weight, z in zip(weights, z3, strict=True))
     return superposition.learning_rate_factor * step
 
 
@@ -53,23 +49,18 @@ def plot(path: Path, superposition: qsgd.SignalSuperposition) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(11, 7), layout="constrained")
     u, g = np.meshgrid(np.linspace(-1.5, 1.5, 121), np.linspace(-3, 3, 121))
     drawn: Any = None
-    trends = superposition.reads_trend
-    shown = [
-        (value, f"t = {value:g}" if trends else f"θ = {value:g} rms")
-        for value in (TRENDS if trends else PARAMETERS)
-    ]
-    for panel, (value, label) in zip(axes[0], shown, strict=True):
-        step = gated(superposition, u, g, value)
+    for panel, theta in zip(axes[0], (-1.0, 0.0, 1.0), strict=True):
+        step = gated(superposition, u, g, theta)
         drawn = panel.contourf(u, g, step, np.linspace(-3, 3, 25), cmap="RdBu_r", extend="both")
         panel.contour(u, g, step, [0], colors="k", linewidths=1)
-        panel.set(title=f"gated step, {label}", xlabel="Adam's step u", ylabel="ĝ")
+        panel.set(title=f"gated step, θ = {theta:g} rms", xlabel="Adam's step u", ylabel="ĝ")
     figure.colorbar(drawn, ax=axes[0], label="step (AdamW's: u)")
     line = np.linspace(-1.5, 1.5, 241)
     line = line[np.abs(line) > 0.02]
-    for panel, (value, _) in zip(axes[1], shown, strict=True):
+    for panel, theta in zip(axes[1], (-1.0, 0.0, 1.0), strict=True):
         panel.plot(line, line, color="0.6", ls="--", label="AdamW")
         for agreement in AGREEMENTS:
-            step = gated(superposition, line, agreement / line, value)
+            step = gated(superposition, line, agreement / line, theta)
             panel.plot(line, step, label=f"u ĝ = {agreement:g}")
         panel.set(xlabel="Adam's step u", ylabel="gated step", ylim=(-3, 3))
         panel.grid(alpha=0.2)
@@ -82,26 +73,23 @@ def plot(path: Path, superposition: qsgd.SignalSuperposition) -> None:
 def sensitivities(superposition: qsgd.SignalSuperposition, draws: int = 20_000) -> dict[str, float]:
     """How far the gates' part of the step moves when one signal is drawn anew, in root mean square.
 
-    Signals are drawn as they are met late in training: u from N(0, ½²), t from N(0, ¼²), ĝ and θ
-    from N(0, 1). The circuit reads u ĝ and t ĝ of draws of their own, so that each wire is moved
-    alone.
+    Signals are drawn as they are met late in training: u from N(0, ½²), ĝ and θ from N(0, 1). The
+    circuit reads the agreement as u ĝ of its own draw, so that each wire is moved alone.
     """
     rng = np.random.default_rng(0)
     values = {
         "update": rng.normal(0, 0.5, (2, draws)),
         "gradient": rng.normal(size=(2, draws)),
         "parameter": rng.normal(size=(2, draws)),
-        "trend": rng.normal(0, 0.25, (2, draws)),
     }
     values["agreement"] = values["update"] * values["gradient"]
-    values["trend_agreement"] = values["trend"] * values["gradient"]
-    u, slope, trend = values["update"][0], np.tanh(values["gradient"][0]), values["trend"][0]
+    first, second = superposition.quantum_weights
+    u, slope = values["update"][0], np.tanh(values["gradient"][0])
 
     def gates(moved: str | None) -> np.ndarray:
         wires = [jnp.float32(values[name][int(name == moved)]) for name in superposition.signals]
-        read = map(np.asarray, superposition.answers(wires))
-        rows = zip(superposition.quantum_weights, read, (u, slope, trend), strict=False)
-        return superposition.learning_rate_factor * sum(a * z * x for a, z, x in rows)
+        z1, z2 = map(np.asarray, superposition.answers(wires))
+        return superposition.learning_rate_factor * (u * first * z1 + second * z2 * slope)
 
     return {
         name: float(np.sqrt(np.mean((gates(name) - gates(None)) ** 2)))
@@ -122,18 +110,17 @@ def scores(
 
 
 def _as_gate(label: str, variant: qsgd.SignalSuperposition) -> Gate:
-    """The variant with nothing but the λ and log κ as numbers."""
+    """The variant with nothing but λ₁, λ₂ and log κ as numbers."""
     coefficients = variant.coefficients  # outside any trace, and from one probe
 
     def build(numbers: Any) -> qsgd.SignalSuperposition:
-        weights, factor = tuple(numbers[:-1]), jnp.exp(numbers[-1])
+        weights, factor = (numbers[0], numbers[1]), jnp.exp(numbers[2])
         changed = dataclasses.replace(variant, quantum_weights=weights, learning_rate_factor=factor)
         vars(changed)["coefficients"] = coefficients  # the cache of this property
         return changed
 
     own = [*map(float, variant.quantum_weights), np.log(float(variant.learning_rate_factor))]
-    start = np.array(own, np.float32)
-    return Gate(label, len(own), build, lambda seed: start, weights=len(own) - 1)
+    return Gate(label, 3, build, lambda seed: np.array(own, np.float32))
 
 
 def probes(

@@ -11,8 +11,7 @@ import numpy as np
 from qsgd_jax.circuit import Circuit
 from qsgd_jax.signals import SignalSuperposition
 
-# 1 did not average the readouts over mirrored signals, 2 did not scale these, 3 had no trend.
-_FORMAT, _WITHOUT_TREND = 4, 3
+_FORMAT = 3  # 1 did not average the readouts over mirrored signals, 2 did not scale these
 _FIELDS = {
     "name": str,
     "version": int,
@@ -24,7 +23,6 @@ _FIELDS = {
     "angles": list,
     "quantum_weights": list,
     "learning_rate_factor": float,
-    "trend_decay": float,
     "provenance": dict,
 }
 
@@ -100,12 +98,9 @@ def _read(text: str, where: str, options: dict[str, Any]) -> SignalSuperposition
         raise ValueError(f"{where}, line {error.lineno}: {error.msg}; expected JSON.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{where}: expected a JSON object.")
-    found = content.get("format")
-    if found == _WITHOUT_TREND:
-        content["trend_decay"] = SignalSuperposition.trend_decay
-    elif found != _FORMAT:
-        allowed = f"{_WITHOUT_TREND} and {_FORMAT}"
-        raise ValueError(f"{where}: format={found!r}; this release reads {allowed}.")
+    if content.get("format") != _FORMAT:
+        found = content.get("format")
+        raise ValueError(f"{where}: format={found!r}; this release reads {_FORMAT}.")
     for name, kind in _FIELDS.items():
         if not isinstance(content.get(name), kind):
             raise ValueError(f"{where}: {name}={content.get(name)!r} must be of {kind.__name__}.")
@@ -122,7 +117,6 @@ def _read(text: str, where: str, options: dict[str, Any]) -> SignalSuperposition
             content["learning_rate_factor"],
             tuple(content["signals"]),
             tuple(content["signal_scales"]),
-            content["trend_decay"],
             **options,
         )
     except (TypeError, ValueError) as error:
@@ -168,7 +162,6 @@ def save_superposition(
         "angles": np.asarray(circuit.angles, np.float64).tolist(),
         "quantum_weights": [float(x) for x in superposition.quantum_weights],
         "learning_rate_factor": float(superposition.learning_rate_factor),
-        "trend_decay": float(superposition.trend_decay),
         "provenance": provenance,
     }
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

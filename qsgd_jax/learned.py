@@ -1,7 +1,7 @@
 """AdamW whose step is gated by a circuit of its signals, and the general form beneath it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,6 @@ from qsgd_jax.angles import load_superposition
 from qsgd_jax.perturbation import from_real_parts, real_parts
 from qsgd_jax.signals import SignalSuperposition
 from qsgd_jax.trees import check_gradients, check_state
-
-
-class SuperposeSignalsState(NamedTuple):
-    """State of `superpose_signals` where its circuit reads the trend; else it is the inner one.
-
-    Attributes:
-      inner_state: state of the wrapped transformation.
-      trend: slow mean of gradients, of the dtype of the inner first moment.
-    """
-
-    inner_state: Any
-    trend: optax.Updates
 
 
 def superpose_signals(
@@ -36,21 +24,18 @@ def superpose_signals(
     r"""Gate each coordinate's step by a circuit that reads signals about it.
 
     .. math::
-      \tilde u_t = \kappa \big( u_t (1 + \lambda_1 z_1) + \lambda_2 z_2 \tanh \hat g_t
-      + \lambda_3 z_3 t_t \big), \qquad u_t = \mathrm{inner}(g_t), \qquad
-      \hat g_t, t_t = g_t / r_t, \hat s_t / r_t, \qquad
-      r_t = \sqrt{\hat v_t + \bar\varepsilon} + \varepsilon, \qquad
-      s_t = \beta s_{t-1} + (1 - \beta) g_t
+      \tilde u_t = \kappa \big( u_t (1 + \lambda_1 z_1) + \lambda_2 z_2 \tanh \hat g_t \big),
+      \qquad u_t = \mathrm{inner}(g_t), \qquad
+      \hat g_t = g_t / (\sqrt{\hat v_t + \bar\varepsilon} + \varepsilon)
 
-    with z the circuit's readouts of its signals, u, ĝ, the parameter over its tensor's root mean
-    square, u ĝ and the trend t, the slow mean of gradients of decay rate β. Where the circuit does
-    not read the trend, it is not kept, and the state is the inner transformation's own.
+    with z₁, z₂ the circuit's readouts of u, ĝ, the parameter over its tensor's root mean square,
+    and u ĝ. The state is the inner transformation's own.
 
     Args:
       inner: a transformation that keeps the second moments v of Adam:
         `optax.scale_by_adam` (with or without Nesterov's momentum), `scale_by_radam` or
         `scale_by_yogi`.
-      superposition: circuit, λ, κ and β; by default `load_superposition()`.
+      superposition: circuit, λ₁, λ₂ and κ; by default `load_superposition()`.
       b2: decay rate of the second moment, that of `inner`.
       eps: ε, that of `inner`.
       eps_root: ε̄, that of `inner`.
@@ -84,53 +69,33 @@ def superpose_signals(
     wrapped = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> Any:
-        state = _with_moments(wrapped.init(params))
-        if not chosen.reads_trend:
-            return state
-        return SuperposeSignalsState(state, jax.tree.map(jnp.zeros_like, state.mu))
+        return _with_moments(wrapped.init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         check_state(state, init, params)
         check_gradients(updates, params)
-        inner_state, trend = state if chosen.reads_trend else (state, None)
-        steps, inner_state = wrapped.update(updates, inner_state, params, **extra_args)
-        moments: Any = inner_state
+        steps, state = wrapped.update(updates, state, params, **extra_args)
         # Not the quotient that Adam takes: shared, it would change Adam's own step in the last bit.
-        correction = 1 / (1 - b2**moments.count)
+        correction = 1 / (1 - b2**state.count)
         # XLA:CPU gives a quotient that is used more than once a loop of its own, and the step would
         # take 1.5 times as long. It does not so with a product, of a 1 that it cannot foresee.
-        one = jnp.where(moments.count > 0, 1, 0)
-        trees = [steps, updates, moments.nu]
-        if trend is not None:
-            slow_means = optax.tree.update_moment(updates, trend, chosen.trend_decay, 1)
-            trend = jax.tree.map(lambda new, old: new.astype(old.dtype), slow_means, trend)
-            trees.append(slow_means)
-        unbiased = 1 / (1 - chosen.trend_decay**moments.count)
+        one = jnp.where(state.count > 0, 1, 0)
 
-        def gated(theta: Any, u: Any, g: Any, v: Any, *slow_mean: Any) -> Any:
+        def gated(theta: Any, u: Any, g: Any, v: Any) -> Any:
             thetas, us = real_parts(theta), real_parts(u)
             if not thetas or not us:
                 return u
             moment = jnp.real(v)  # which optax keeps as a complex number for complex parameters
             inverse = 1 / (jnp.sqrt(moment * correction.astype(moment.dtype) + eps_root) + eps)
-            trends = [real_parts(s * unbiased.astype(moment.dtype)) for s in slow_mean]
             parts = [
-                chosen.gated(
-                    part * one.astype(part.dtype),
-                    slope * inverse,
-                    part_of_theta,
-                    *(part_of_trend * inverse for part_of_trend in rest),
-                )
-                for part, slope, part_of_theta, *rest in zip(
-                    us, real_parts(g), thetas, *trends, strict=True
-                )
+                chosen.gated(part * one.astype(part.dtype), slope * inverse, part_of_theta)
+                for part, slope, part_of_theta in zip(us, real_parts(g), thetas, strict=True)
             ]
             return from_real_parts(parts, jnp.shape(u))
 
         leaves, treedef = jax.tree.flatten(params)
-        rows = zip(leaves, *map(treedef.flatten_up_to, trees), strict=True)
-        found = treedef.unflatten([gated(*row) for row in rows])
-        return found, inner_state if trend is None else SuperposeSignalsState(inner_state, trend)
+        rows = zip(leaves, *map(treedef.flatten_up_to, (steps, updates, state.nu)), strict=True)
+        return treedef.unflatten([gated(*row) for row in rows]), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -161,16 +126,14 @@ def learned_superpositional_adamw(
 
     .. math::
       \theta_t = \theta_{t-1} - \alpha_t \Big(
-        \kappa \big( u_t (1 + \lambda_1 z_1) + \lambda_2 z_2 \tanh \hat g_t
-        + \lambda_3 z_3 t_t \big) + \omega \, \theta_{t-1} \Big)
+        \kappa \big( u_t (1 + \lambda_1 z_1) + \lambda_2 z_2 \tanh \hat g_t \big)
+        + \omega \, \theta_{t-1} \Big)
 
-    with u Adam's step, ĝ the gradient and t the slow mean of gradients over the same root, ω the
-    weight decay, and z what the circuit answers to signals about the coordinate
-    (`SignalSuperposition`). Where the circuit reads the slow mean, as the shipped one does, this is
-    kept beside AdamW's moments: the state has three copies of the parameters instead of two.
-    Else the state is that of `optax.adamw`, and a run may go on from AdamW's checkpoint.
+    with u Adam's step, ĝ the gradient over the same root, ω the weight decay, and z₁, z₂ what the
+    circuit answers to signals about the coordinate (`SignalSuperposition`). The state is that of
+    `optax.adamw`, so that a run may go on from AdamW's checkpoint.
 
-    With all :math:`\lambda = 0` and :math:`\kappa = 1` the parameters are those of
+    With :math:`\lambda_1 = \lambda_2 = 0` and :math:`\kappa = 1` the parameters are those of
     `optax.adamw`, bit for bit, as long as they and the gradients are finite. Where the gradient is
     itself elementwise in the parameters, XLA may fuse it into the moments and round the last bit
     otherwise.
@@ -185,7 +148,7 @@ def learned_superpositional_adamw(
       weight_decay: ω, decoupled weight decay; a float or a schedule.
       mask: which leaves are decayed, a tree of booleans or a function that makes one.
       nesterov: whether to use Nesterov momentum.
-      superposition: circuit, λ, κ and β; by default `load_superposition()`.
+      superposition: circuit, λ₁, λ₂ and κ; by default `load_superposition()`.
 
     Returns:
       A transformation to be used as `optax.adamw` is.

@@ -15,43 +15,40 @@ from qsgd_jax import fourier
 from qsgd_jax.circuit import Circuit
 from qsgd_jax.superposition import Superposition
 
-Signal = Literal["update", "gradient", "parameter", "agreement", "trend", "trend_agreement"]
-"""What a qubit reads: Adam's step u, the normalised gradient ĝ, θ over its tensor's RMS, u ĝ, the
-slow mean of gradients t, normalised alike, and t ĝ."""
-_EVEN = ("agreement", "trend_agreement")  # where all else changes sign, these stay
+Signal = Literal["update", "gradient", "parameter", "agreement"]
+"""What a qubit reads: Adam's step u, the normalised gradient ĝ, θ over its tensor's RMS, u ĝ."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SignalSuperposition:
-    r"""How the optimizer's signals about a coordinate become the gates of its step.
+    r"""How the optimizer's signals about a coordinate become two gates of its step.
 
     .. math::
-      z_k = \tfrac12 \big( \langle Z_{n+1-k} \rangle_s + \langle Z_{n+1-k} \rangle_{\bar s} \big),
-      \qquad s_j = \tfrac1\pi \arctan c_j x_j \in (-\tfrac12, \tfrac12)
+      z_1, z_2 = \tfrac12 \big( \langle Z_n \rangle_s + \langle Z_n \rangle_{\bar s} \big),
+      \tfrac12 \big( \langle Z_{n-1} \rangle_s + \langle Z_{n-1} \rangle_{\bar s} \big), \qquad
+      s_j = \tfrac1\pi \arctan c_j x_j \in (-\tfrac12, \tfrac12)
 
     Each coordinate has a circuit of its own, whose qubits carry signals x about it, scaled by c, as
-    parameters are carried elsewhere: `H`, then `RY(−π s)`. The last two or three qubits are read
-    out, z₁ from the last; what entangles the qubits lets the signals interact. The step that they
-    gate is that of `superpose_signals`.
+    parameters are carried elsewhere: `H`, then `RY(−π s)`. The last two qubits are read out; what
+    entangles the qubits lets the signals interact. The step that they gate is that of
+    `superpose_signals`.
 
-    Where u, ĝ, θ and t all change sign, :math:`\bar s`, so does the step, as Adam's own does: the
+    Where u, ĝ and θ all change sign, :math:`\bar s`, so does the step, as Adam's own does: the
     readouts are averaged over both (twirled), which on the Fourier form about zero is to leave out
     half of the terms.
 
     Args:
       circuit: the circuit, of as many qubits as there are signals, two at least.
-      quantum_weights: λ₁ of the update, λ₂ of the gradient and, where the trend has a gate too, λ₃,
-        finite numbers; they may be traced. There are no more of them than qubits.
+      quantum_weights: λ₁ of the update and λ₂ of the gradient, two finite numbers; they may be
+        traced.
       learning_rate_factor: κ, by which the gated step is multiplied, so that the learning rate of
         AdamW serves as it is; it may be traced.
       signals: what the qubits read, in their order: `"update"`, Adam's step u; `"gradient"`, the
         gradient over the same root, ĝ; `"parameter"`, θ over the root mean square of its tensor
-        (0 where that is 0); `"agreement"`, u ĝ; `"trend"`, the slow mean of gradients over the
-        same root, t; `"trend_agreement"`, t ĝ.
+        (0 where that is 0); `"agreement"`, u ĝ.
       signal_scales: c, by which each signal is multiplied before it is squashed, finite numbers in
         the order of `signals`, which may be traced; None for 1 each. Late in training |u ĝ| is
         small, and a gate that reads its sign needs c ≫ 1.
-      trend_decay: decay rate of that slow mean, in [0, 1); kept only where `reads_trend`.
       device: a PennyLane device name or instance.
       probe_shots: as in `Superposition`.
       target_standard_error: as in `Superposition`.
@@ -78,9 +75,8 @@ class SignalSuperposition:
     circuit: Circuit
     quantum_weights: Any = (0.5, 0.5)
     learning_rate_factor: Any = 1.0
-    signals: tuple[str, ...] = get_args(Signal)[:4]
+    signals: tuple[str, ...] = get_args(Signal)
     signal_scales: Any = None
-    trend_decay: float = 0.99
     device: Any = "lightning.qubit"
     probe_shots: int | None = None
     target_standard_error: float | None = None
@@ -103,38 +99,11 @@ class SignalSuperposition:
             count = len(self.signals)
             allowed = f"{count} finite numbers, one for each signal"
             _check_numbers("signal_scales", self.signal_scales, (count,), allowed)
-        allowed = "two finite numbers, λ₁, λ₂, or with at least three signals three, λ₁, λ₂, λ₃"
-        if not 2 <= self._gates <= min(3, len(self.signals)):
-            raise ValueError(f"quantum_weights={self.quantum_weights!r} must be {allowed}.")
-        _check_numbers("quantum_weights", self.quantum_weights, (self._gates,), allowed)
+        _check_numbers("quantum_weights", self.quantum_weights, (2,), "two finite numbers, λ₁, λ₂")
         _check_numbers("learning_rate_factor", self.learning_rate_factor, (), "a finite number")
-        if not (isinstance(self.trend_decay, int | float) and 0 <= self.trend_decay < 1):
-            raise ValueError(f"trend_decay={self.trend_decay!r} must be a number in [0, 1).")
         _ = self._probed  # checks circuit and device
         if self.circuit.traced:
             _ = self.coefficients  # in the trace that owns the angles, not in one within it
-
-    @property
-    def _gates(self) -> int:
-        """How many readouts the step is gated by."""
-        try:
-            return len(self.quantum_weights)
-        except TypeError:  # a number
-            return 0
-
-    @property
-    def reads_trend(self) -> bool:
-        """Whether the slow mean of gradients is kept: as a signal, or for a gate of its own."""
-        return self._gates == 3 or self._has_trend_signal
-
-    @property
-    def _has_trend_signal(self) -> bool:
-        return not {"trend", "trend_agreement"}.isdisjoint(self.signals)
-
-    @property
-    def _read_out(self) -> slice:
-        """The qubits of z₁, z₂, …, the last one first."""
-        return slice(None, -1 - self._gates, -1)
 
     @functools.cached_property
     def _probed(self) -> Superposition:
@@ -148,42 +117,35 @@ class SignalSuperposition:
 
     @functools.cached_property
     def coefficients(self):
-        """The Fourier coefficients of z₁, z₂ and perhaps z₃, `(gates, 2R + 1, …)`."""
-        probed = self._probed.coefficients[self._read_out]
+        """The Fourier coefficients of z₁ and z₂, `(2, 2R + 1, …)`."""
+        probed = self._probed.coefficients[:-3:-1]
         return fourier.about_zero(probed, self.circuit.origin) * self._support
 
     @functools.cached_property
-    def _support(self) -> Bool[np.ndarray, "gates ..."]:
-        """The terms of the readouts that the average over mirrored signals keeps."""
+    def _support(self) -> Bool[np.ndarray, "2 ..."]:
+        """The terms of z₁ and z₂ that the average over mirrored signals keeps."""
         shape = (2 * self.circuit.uploads + 1,) * self.circuit.n_qubits
-        even = fourier.mirrored_evenly(shape, [name not in _EVEN for name in self.signals])
+        even = fourier.mirrored_evenly(shape, [name != "agreement" for name in self.signals])
         known = self._probed.support
         if known is None:
-            return np.stack([even] * self._gates)
+            return np.stack([even] * 2)
         anywhere = np.full(self.circuit.n_qubits, 0.1)  # an origin of no special value
-        return even & (np.abs(fourier.about_zero(known[self._read_out] * 1.0, anywhere)) > 1e-9)
+        return even & (np.abs(fourier.about_zero(known[:-3:-1] * 1.0, anywhere)) > 1e-9)
 
-    def readouts(
-        self, update: Any, gradient: Any, parameter: Any, trend: Any = None
-    ) -> tuple[Array, ...]:
-        r"""The gates z of coordinates with these signals.
+    def readouts(self, update: Any, gradient: Any, parameter: Any) -> tuple[Array, Array]:
+        r"""The gates z₁ and z₂ of coordinates with these signals.
 
         .. math::
-          z_k = \tfrac12 \big( \langle Z_{n+1-k} \rangle_s
-          + \langle Z_{n+1-k} \rangle_{\bar s} \big)
+          z_1, z_2 = \tfrac12 \big( \langle Z_n \rangle_s + \langle Z_n \rangle_{\bar s} \big),
+          \tfrac12 \big( \langle Z_{n-1} \rangle_s + \langle Z_{n-1} \rangle_{\bar s} \big)
 
         Args:
           update: u, any shape.
           gradient: ĝ, of that shape.
           parameter: θ over the root mean square of its tensor, of that shape.
-          trend: t, of that shape; needed where it or t ĝ is among the signals.
 
         Returns:
-          z₁, z₂ and, where it has a weight, z₃: arrays of that shape in [−1, 1], float32 (float64
-          for double precision).
-
-        Raises:
-          ValueError: if the circuit reads the trend and there is none.
+          Two arrays of that shape in [−1, 1], float32 (float64 for double precision).
 
         Example:
           >>> import qsgd_jax as qsgd
@@ -192,23 +154,19 @@ class SignalSuperposition:
           >>> print(z1, z2)  # the second is odd: what is left of it is nothing
           0.6 0.0
         """
-        given = {"update": update, "gradient": gradient, "parameter": parameter, "trend": trend}
-        if trend is None and self._has_trend_signal:
-            raise ValueError(f"trend=None must be an array: signals={self.signals!r} name it.")
-        values = {name: jnp.asarray(value) for name, value in given.items() if value is not None}
-        dtype = jnp.promote_types(jnp.result_type(*values.values()), jnp.float32)
+        update, gradient, parameter = map(jnp.asarray, (update, gradient, parameter))
+        dtype = jnp.promote_types(jnp.result_type(update, gradient, parameter), jnp.float32)
+        values = {"update": update, "gradient": gradient, "parameter": parameter}
         signals = {name: value.astype(dtype) for name, value in values.items()}
         signals["agreement"] = signals["update"] * signals["gradient"]
-        if trend is not None:
-            signals["trend_agreement"] = signals["trend"] * signals["gradient"]
         read = [signals[name] for name in self.signals]
         if self.signal_scales is not None:
             scales = (jnp.asarray(scale, dtype) for scale in self.signal_scales)
             read = [scale * x for scale, x in zip(scales, read, strict=True)]
         return self.answers(read)
 
-    def answers(self, signals: Sequence[Float[Array, "..."]]) -> tuple[Array, ...]:
-        """The gates z of the scaled signals c x, an array for each qubit, of one shape and dtype.
+    def answers(self, signals: Sequence[Float[Array, "..."]]) -> tuple[Array, Array]:
+        """z₁ and z₂ of the scaled signals c x, an array for each qubit, all of one shape and dtype.
 
         What this returns is all that the step asks of a circuit: a subclass may answer by
         something else, as a control.
@@ -221,24 +179,22 @@ class SignalSuperposition:
           0.6 0.0
         """
         points = [_on_circle(x) for x in signals]
-        return tuple(fourier.evaluate_on_circle(self.coefficients, points, self._support))
+        z1, z2 = fourier.evaluate_on_circle(self.coefficients, points, self._support)
+        return z1, z2
 
     @functools.cached_property
     def gated(self):
-        """κ (u (1 + λ₁ z₁) + λ₂ z₂ tanh ĝ + λ₃ z₃ t) for one real leaf.
+        """κ (u (1 + λ₁ z₁) + λ₂ z₂ tanh ĝ) for one real leaf.
 
         Traced once for each shape, unless something in it is traced itself.
         """
 
-        def gated(update: Array, gradient: Array, theta: Array, trend: Any = None) -> Array:
+        def gated(update: Array, gradient: Array, theta: Array) -> Array:
             dtype = jnp.promote_types(theta.dtype, jnp.float32)
             u, g, theta = (x.astype(dtype) for x in (update, gradient, theta))
-            t: Any = trend if trend is None else trend.astype(dtype)
-            z = self.readouts(u, g, theta * _over_rms(theta), t)
-            weights = [jnp.asarray(x, dtype) for x in self.quantum_weights]
-            step = u * (1 + weights[0] * z[0]) + weights[1] * z[1] * jnp.tanh(g)
-            if len(weights) == 3:
-                step += weights[2] * z[2] * t
+            z1, z2 = self.readouts(u, g, theta * _over_rms(theta))
+            first, second = (jnp.asarray(x, dtype) for x in self.quantum_weights)
+            step = u * (1 + first * z1) + second * z2 * jnp.tanh(g)
             return (jnp.asarray(self.learning_rate_factor, dtype) * step).astype(update.dtype)
 
         numbers = jax.tree.leaves(

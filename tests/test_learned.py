@@ -20,14 +20,6 @@ import qsgd_jax as qsgd
 
 CIRCUIT = qsgd.Circuit(n_qubits=4, depth=2, seed=3)
 GATES = qsgd.SignalSuperposition(CIRCUIT, (0.4, 0.3), 1.2, signal_scales=(0.7, 1.5, 1.0, 4.0))
-TREND_GATES = qsgd.SignalSuperposition(
-    qsgd.Circuit(n_qubits=4, depth=2, seed=5),
-    (0.4, 0.3, -0.6),
-    1.2,
-    signals=("trend_agreement", "gradient", "trend", "agreement"),
-    signal_scales=(3.0, 1.5, 0.7, 4.0),
-    trend_decay=0.97,
-)
 SHAPES = {"kernel": (6, 5), "bias": (5,), "scale": (), "zeros": (3,)}
 
 
@@ -55,33 +47,29 @@ def _train(optimizer, params, steps, state=None):
     return params, state
 
 
-def _readouts(gates, u, g, theta, trend=0.0):
-    """The gates by two circuit runs for each coordinate: at its signals, and at the mirrored."""
-    trend = np.broadcast_to(trend, np.shape(u))
+def _readouts(gates, u, g, theta):
+    """z₁, z₂ by two circuit runs for each coordinate: at its signals, and at the mirrored ones."""
     rms = np.sqrt(np.mean(theta**2))
     signals = {
         "update": u,
         "gradient": g,
         "parameter": theta / rms if rms else np.zeros_like(theta),
         "agreement": u * g,
-        "trend": trend,
-        "trend_agreement": trend * g,
     }
     scales = gates.signal_scales or [1.0] * len(gates.signals)
     read = [c * signals[name].ravel() for c, name in zip(scales, gates.signals, strict=True)]
     half_turns = np.arctan(np.stack(read, -1)) / np.pi
-    signs = np.array([1 if "agreement" in name else -1 for name in gates.signals])
+    signs = np.array([1 if name == "agreement" else -1 for name in gates.signals])
     run = gates.circuit.qnode("default.qubit")
     answers = (np.array(run(half_turns)) + np.array(run(signs * half_turns))) / 2
-    return [answers[-k].reshape(u.shape) for k in range(1, len(gates.quantum_weights) + 1)]
+    return answers[-1].reshape(u.shape), answers[-2].reshape(u.shape)
 
 
-@pytest.mark.parametrize("gates", [GATES, TREND_GATES], ids=["two gates", "trend"])
-def test_thirty_steps_equal_the_equation_in_numpy(gates, float64):
+def test_thirty_steps_equal_the_equation_in_numpy(float64):
     rate, decay = 0.03, 0.01
     optimizer = qsgd.learned_superpositional_adamw(
         optax.linear_schedule(rate, 0.0, 60), b1=0.8, b2=0.95, weight_decay=decay,
-        superposition=gates,
+        superposition=GATES,
     )  # fmt: skip
     params = _params(jnp.float64)
     found, _ = _train(optimizer, params, 30)
@@ -89,8 +77,7 @@ def test_thirty_steps_equal_the_equation_in_numpy(gates, float64):
     theta = {name: np.array(leaf) for name, leaf in params.items()}
     m = {name: np.zeros_like(leaf) for name, leaf in theta.items()}
     v = {name: np.zeros_like(leaf) for name, leaf in theta.items()}
-    s = {name: np.zeros_like(leaf) for name, leaf in theta.items()}
-    (first, second, *third), factor = gates.quantum_weights, gates.learning_rate_factor
+    (first, second), factor = GATES.quantum_weights, GATES.learning_rate_factor
     for t in range(1, 31):
         gradients = jax.tree.map(np.array, jax.grad(_loss)(theta))
         for name, gradient in gradients.items():
@@ -98,11 +85,8 @@ def test_thirty_steps_equal_the_equation_in_numpy(gates, float64):
             v[name] = 0.95 * v[name] + 0.05 * gradient**2
             root = np.sqrt(v[name] / (1 - 0.95**t)) + 1e-8
             u, g = m[name] / (1 - 0.8**t) / root, gradient / root
-            s[name] = 0.97 * s[name] + 0.03 * gradient
-            trend = s[name] / (1 - 0.97**t) / root
-            z1, z2, *z3 = _readouts(gates, u, g, theta[name], trend)
-            step = u * (1 + first * z1) + second * z2 * np.tanh(g)
-            step = factor * (step + sum(a * b * trend for a, b in zip(third, z3, strict=True)))
+            z1, z2 = _readouts(GATES, u, g, theta[name])
+            step = factor * (u * (1 + first * z1) + second * z2 * np.tanh(g))
             alpha = rate * (1 - (t - 1) / 60)
             theta[name] = theta[name] - alpha * (step + decay * theta[name])
     for name, leaf in theta.items():
@@ -110,34 +94,23 @@ def test_thirty_steps_equal_the_equation_in_numpy(gates, float64):
         np.testing.assert_allclose(found[name], leaf, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("agreement", "update"),
-        ("gradient", "parameter", "update"),
-        ("trend", "trend_agreement", "gradient"),
-    ],
-)
+@pytest.mark.parametrize("names", [("agreement", "update"), ("gradient", "parameter", "update")])
 def test_readouts_are_those_of_the_circuit_on_the_signals_named(names):
     circuit = qsgd.Circuit(n_qubits=len(names), depth=3, uploads=2, seed=1)
     gates = qsgd.SignalSuperposition(circuit, signals=names)
     rng = np.random.default_rng(1)
-    u, g, theta, trend = rng.normal(size=(4, 40)) * 10 ** rng.uniform(-3, 3, (4, 40))
+    u, g, theta = rng.normal(size=(3, 40)) * 10 ** rng.uniform(-3, 3, (3, 40))
     rms = np.sqrt(np.mean(theta**2))
-    expected = _readouts(gates, u, g, theta, trend)
-    for z, wanted in zip(gates.readouts(u, g, theta / rms, trend), expected, strict=True):
+    expected = _readouts(gates, u, g, theta)
+    for z, wanted in zip(gates.readouts(u, g, theta / rms), expected, strict=True):
         np.testing.assert_allclose(z, wanted, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("gates", [GATES, TREND_GATES], ids=["two gates", "trend"])
-def test_the_step_turns_round_with_its_signals(gates):
-    signals = [*np.random.default_rng(2).normal(size=(4, 50)).astype(np.float32)]
-    step, turned, other = (
-        np.asarray(gates.gated(*map(jnp.asarray, x)))
-        for x in (signals, [-x for x in signals], [signals[0], *(-x for x in signals[1:])])
-    )
-    np.testing.assert_allclose(turned, -step, rtol=1e-4, atol=1e-6)
-    assert np.abs(step + other).max() > 1e-2
+def test_the_step_turns_round_with_its_signals():
+    u, g, theta = np.random.default_rng(2).normal(size=(3, 50)).astype(np.float32)
+    step = GATES.gated(*map(jnp.asarray, (u, g, theta)))
+    np.testing.assert_allclose(GATES.gated(*map(jnp.asarray, (-u, -g, -theta))), -step, rtol=1e-5)
+    assert np.abs(step + GATES.gated(*map(jnp.asarray, (-u, -g, theta)))).max() > 1e-2
 
 
 def test_signals_of_any_size_have_readouts():
@@ -151,8 +124,7 @@ def test_signals_of_any_size_have_readouts():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["static", "traced"])
-@pytest.mark.parametrize("gates", [GATES, TREND_GATES], ids=["two gates", "trend"])
-def test_without_weights_it_is_adamw_bit_for_bit(dtype, kind, gates):
+def test_without_weights_it_is_adamw_bit_for_bit(dtype, kind):
     params = {"wide": jax.random.normal(jax.random.key(0), (64, 96)).astype(dtype)}
     params |= _params(dtype)
     settings = {"weight_decay": 0.02, "b1": 0.85, "eps": 1e-6}
@@ -160,11 +132,9 @@ def test_without_weights_it_is_adamw_bit_for_bit(dtype, kind, gates):
     # that depend on who else reads it; here it comes from elsewhere.
     gradient = jax.jit(jax.grad(_loss))
 
-    count = len(gates.quantum_weights)
-
     def gated(weights):
-        changed = dataclasses.replace(gates, quantum_weights=weights, learning_rate_factor=1.0)
-        return qsgd.learned_superpositional_adamw(0.02, superposition=changed, **settings)
+        gates = qsgd.SignalSuperposition(CIRCUIT, weights, device="default.qubit")
+        return qsgd.learned_superpositional_adamw(0.02, superposition=gates, **settings)
 
     def train(make):
         @jax.jit
@@ -172,12 +142,12 @@ def test_without_weights_it_is_adamw_bit_for_bit(dtype, kind, gates):
             updates, state = make(weights).update(gradients, state, params)
             return optax.apply_updates(params, updates), state
 
-        trained, state = params, make((0.0,) * count).init(params)
+        trained, state = params, make((0.0, 0.0)).init(params)
         for _ in range(15):
-            trained, state = step(jnp.zeros(count), gradient(trained), trained, state)
+            trained, state = step(jnp.zeros(2), gradient(trained), trained, state)
         return trained
 
-    found = train(gated if kind == "traced" else lambda _: gated((0.0,) * count))
+    found = train(gated if kind == "traced" else lambda _: gated((0.0, 0.0)))
     expected = train(lambda _: optax.adamw(0.02, **settings))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
@@ -188,20 +158,6 @@ def test_a_run_goes_on_from_the_state_of_adamw():
     assert jax.tree.structure(optimizer.init(params)) == jax.tree.structure(state)
     found, _ = _train(optimizer, params, 5, state)
     assert _loss(found) < _loss(params)
-
-
-def test_the_trend_is_kept_beside_adams_state_and_in_its_dtype():
-    params = _params()
-    optimizer = qsgd.learned_superpositional_adamw(
-        0.02, mu_dtype=jnp.bfloat16, superposition=TREND_GATES
-    )
-    _, state = _train(optimizer, params, 3)
-    trends = optax.tree.get(state, "trend")
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(trends)} == {"bfloat16"}
-    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(trends)) > 0
-    adamw = optax.adamw(0.02).init(params)
-    with pytest.raises(ValueError, match="was it made by another"):
-        optimizer.update(params, adamw, params)
 
 
 @pytest.mark.parametrize("inner", [optax.scale_by_radam, optax.scale_by_yogi, optax.scale_by_adam])
@@ -339,18 +295,6 @@ def test_a_probe_by_shots_comes_near_the_exact_one():
         ({"signals": ("update",)}, "must be at least two"),
         ({"quantum_weights": (0.5,)}, r"quantum_weights=\(0.5,\) must be two finite numbers"),
         ({"quantum_weights": (0.5, np.nan)}, "must be two finite numbers"),
-        ({"quantum_weights": (0.5, 0.5, np.inf)}, "or with at least three signals three"),
-        ({"quantum_weights": 0.5}, "quantum_weights=0.5 must be two finite numbers"),
-        (
-            {
-                "circuit": qsgd.Circuit(2),
-                "signals": ("trend", "agreement"),
-                "quantum_weights": (0.5, 0.5, 0.5),
-            },
-            "or with at least three signals three",
-        ),
-        ({"trend_decay": 1.0}, r"trend_decay=1.0 must be a number in \[0, 1\)"),
-        ({"trend_decay": "slow"}, r"trend_decay='slow' must be a number in \[0, 1\)"),
         ({"quantum_weights": "ab"}, "must be two finite numbers"),
         ({"learning_rate_factor": np.inf}, "learning_rate_factor=inf must be a finite number"),
         ({"signal_scales": (1.0, 2.0)}, r"signal_scales=\(1.0, 2.0\) must be 4 finite numbers"),
@@ -372,11 +316,6 @@ def test_what_is_no_superposition_of_signals_is_refused():
             qsgd.learned_superpositional_adamw(1e-3, superposition=wrong)
     with pytest.raises(TypeError, match=r"inner=3 must be an optax\.GradientTransformation"):
         qsgd.superpose_signals(3)
-
-
-def test_a_missing_trend_is_named():
-    with pytest.raises(ValueError, match=r"trend=None must be an array: signals=\('trend_agree"):
-        TREND_GATES.readouts(1.0, 1.0, 1.0)
 
 
 def test_gradients_and_states_that_do_not_fit_are_refused():
@@ -432,23 +371,13 @@ def test_the_shipped_circuit_says_where_it_comes_from():
         assert not provenance["git"]["dirty"]
 
 
-@pytest.mark.parametrize("gates", [GATES, TREND_GATES], ids=["two gates", "trend"])
-def test_a_circuit_is_read_as_it_was_written(gates, tmp_path):
+def test_a_circuit_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "mine-2.json"
-    qsgd.save_superposition(path, gates, "mine", 2, {"command": "none"})
+    qsgd.save_superposition(path, GATES, "mine", 2, {"command": "none"})
     read = qsgd.load_superposition(path, device="default.qubit")
-    np.testing.assert_allclose(read.coefficients, gates.coefficients, atol=1e-12)
-    for name in ("quantum_weights", "learning_rate_factor", "signal_scales", "trend_decay"):
-        assert getattr(read, name) == getattr(gates, name)
-
-
-def test_files_from_before_the_trend_are_read(tmp_path):
-    path = tmp_path / "mine-2.json"
-    qsgd.save_superposition(path, GATES, "mine", 2, {})
-    content = json.loads(path.read_text()) | {"format": 3}
-    del content["trend_decay"]
-    path.write_text(json.dumps(content))
-    assert qsgd.load_superposition(path).quantum_weights == GATES.quantum_weights
+    np.testing.assert_allclose(read.coefficients, GATES.coefficients, atol=1e-12)
+    assert read.quantum_weights == GATES.quantum_weights and read.learning_rate_factor == 1.2
+    assert read.signal_scales == GATES.signal_scales
 
 
 @pytest.mark.parametrize(
@@ -457,11 +386,10 @@ def test_files_from_before_the_trend_are_read(tmp_path):
         ({"depth": 3}, r"weights has shape \(2, 4, 2\)"),
         ({"n_qubits": 3}, r"weights has shape \(2, 4, 2\)"),
         ({"signals": ["update", "gradient"]}, "n_qubits=4, where signals"),
-        ({"format": 2, "signal_scales": None}, "format=2; this release reads 3 and 4"),
+        ({"format": 2, "signal_scales": None}, "format=2; this release reads 3"),
         ({"angles": None}, "angles=None must be of list"),
         ({"quantum_weights": [1.0, "x"]}, "must be two finite numbers"),
         ({"signal_scales": [1.0]}, "must be 4 finite numbers"),
-        ({"trend_decay": None}, "trend_decay=None must be of float"),
     ],
 )
 def test_angles_of_another_circuit_or_version_are_refused(tmp_path, changes, message):

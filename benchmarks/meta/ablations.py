@@ -24,8 +24,8 @@ class MutedSignal(qsgd.SignalSuperposition):
 
     muted: str = "update"
 
-    def answers(self, signals: Sequence[Array]) -> tuple[Array, ...]:
-        """The gates of the other signals."""
+    def answers(self, signals: Sequence[Array]) -> tuple[Array, Array]:
+        """z₁ and z₂ of the other signals."""
         heard = [
             jnp.zeros_like(x) if name == self.muted else x
             for name, x in zip(self.signals, signals, strict=True)
@@ -34,26 +34,21 @@ class MutedSignal(qsgd.SignalSuperposition):
 
 
 def ablations(source: qsgd.SignalSuperposition) -> dict[str, qsgd.SignalSuperposition]:
-    """Return the circuit as it is, and with a part of it taken away.
-
-    Each signal is muted, then the gate of the trend and each layer's chain are left out.
+    """Return the circuit as it is, with each signal muted, and without each layer's chain.
 
     Args:
         source: The circuit.
     """
     fields, own = _fields(source), _fields(source.circuit)
-    depth, weights = source.circuit.depth, tuple(source.quantum_weights)
+    depth = source.circuit.depth
     found = {"as it is": source}
     for name in source.signals:
         found[f"{name} muted"] = MutedSignal(**fields, muted=name)
-    if len(weights) == 3:
-        silent: dict[str, Any] = fields | {"quantum_weights": (*weights[:2], 0.0)}
-        found["without the trend's gate"] = qsgd.SignalSuperposition(**silent)
     alone = range(depth) if depth > 1 else ()  # a single chain is all the entanglement
     unchained = {f"layer {layer + 1} without its chain": (layer,) for layer in alone}
     for label, layers in (unchained | {"no entanglement": tuple(range(depth))}).items():
-        options: dict[str, Any] = own | {"weights": source.circuit.angles}
-        circuit: Any = WithoutChains(**options, unchained=layers)
+        changed: dict[str, Any] = own | {"weights": source.circuit.angles}
+        circuit: Any = WithoutChains(**changed, unchained=layers)
         found[label] = qsgd.SignalSuperposition(**fields | {"circuit": circuit})
     return found
 

@@ -1,7 +1,7 @@
 """What can be learned: the circuit, and classical gates with as many free numbers as controls.
 
 Each is a vector of numbers: those of the gate itself, then the logarithms of the signals' scales,
-λ₁, λ₂, perhaps λ₃, and log κ.
+λ₁, λ₂ and log κ.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,15 +20,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 import qsgd_jax as qsgd
-from qsgd_jax.signals import Signal
 
 SIGNALS = qsgd.SignalSuperposition.signals
-TREND_SIGNALS = ("trend_agreement", "gradient", "update", "agreement")
 Numbers = Float[Array, " size"]
-# Of the numbers by hand: scales of the signals, λ, κ.
-CAUTIOUS_SCALES = dict.fromkeys(get_args(Signal), 0.3) | {"agreement": 10.0, "trend_agreement": 3.0}
-CAUTIOUS_WEIGHTS = {2: (1.0, 0.6), 3: (1.0, 0.2, -0.35)}
-CAUTIOUS_FACTOR = 0.7
+# Of the numbers by hand: scales of the agreement and of the other signals, λ₁ and λ₂, κ.
+CAUTIOUS_AGREEMENT, CAUTIOUS_OTHERS = 10.0, 0.3
+CAUTIOUS_WEIGHTS, CAUTIOUS_FACTOR = (1.0, 0.6), 0.7
 Answer = Callable[[Numbers, Sequence[Array]], tuple[Array, Array]]
 
 
@@ -43,9 +40,7 @@ class Gate:
             takes.
         start: From a seed to numbers to start from.
         cautious: Numbers set by hand, if there are any: a soft form of Cautious AdamW's step and
-            some of the gradient, κ (u (1 + z) + λ₂ tanh ĝ), z = c u ĝ/√(1 + (c u ĝ)²); where the
-            trend has a gate, less some of it, λ₃ z₃ t, z₃ = (1 − c₃ t ĝ)/√(2 (1 + (c₃ t ĝ)²)).
-        weights: How many λ there are.
+            some of the gradient, κ (u (1 + z) + λ₂ tanh ĝ), z = c u ĝ/√(1 + (c u ĝ)²).
     """
 
     name: str
@@ -53,13 +48,6 @@ class Gate:
     build: Callable[[Any], qsgd.SignalSuperposition]
     start: Callable[[int], np.ndarray]
     cautious: np.ndarray | None = None
-    weights: int = 2
-
-    @property
-    def adamw(self) -> np.ndarray:
-        """Numbers with λ = 0 and κ = 1, with which every gate's step is AdamW's."""
-        own = self.start(0)[: -1 - self.weights]
-        return np.concatenate([own, np.zeros(1 + self.weights, np.float32)])
 
     @property
     def is_circuit(self) -> bool:
@@ -87,12 +75,11 @@ class Gate:
         return superposition
 
 
-def _common(numbers: Any, signals: tuple[str, ...], weights: int = 2) -> dict[str, Any]:
+def _common(numbers: Any, signals: tuple[str, ...]) -> dict[str, Any]:
     """The arguments of `SignalSuperposition` that every gate learns, from the last numbers."""
-    first = -1 - weights
-    scales = jnp.exp(numbers[first - len(signals) : first])
+    scales = jnp.exp(numbers[-3 - len(signals) : -3])
     return {
-        "quantum_weights": tuple(numbers[first:-1]),
+        "quantum_weights": (numbers[-3], numbers[-2]),
         "learning_rate_factor": jnp.exp(numbers[-1]),
         "signals": signals,
         "signal_scales": tuple(scales),
@@ -115,8 +102,7 @@ class ClassicalGate(qsgd.SignalSuperposition):
         """z₁ and z₂ by the classical formula, averaged over mirrored signals as a circuit's are."""
         squashed = [_squashed(x) for x in signals]
         mirrored = [
-            x if name.endswith("agreement") else -x
-            for name, x in zip(self.signals, squashed, strict=True)
+            x if name == "agreement" else -x for name, x in zip(self.signals, squashed, strict=True)
         ]
         z1, z2 = map(operator.add, self._answer(squashed), self._answer(mirrored))
         return z1 / 2, z2 / 2
@@ -131,31 +117,20 @@ def circuit(depth: int, signals: tuple[str, ...] = SIGNALS) -> Gate:
     """The circuit: its angles."""
     n = len(signals)
     angles = depth * n * 2
-    weighs = 3 if signals == TREND_SIGNALS else 2
 
     def build(numbers: Any) -> qsgd.SignalSuperposition:
         weights = numbers[:angles].reshape(depth, n, 2)
         return qsgd.SignalSuperposition(
-            qsgd.Circuit(n, depth, weights=weights), **_common(numbers, signals, weighs)
+            qsgd.Circuit(n, depth, weights=weights), **_common(numbers, signals)
         )
 
     name = f"circuit-{depth}"
     for missing in SIGNALS:
         name += "" if missing in signals else f"-without-{missing}"
-    # After one chain a readout is the product of sin(πs − ω) of its wire and those before it, after
-    # three of its wire and the one before it.
-    offsets = {
-        (1, SIGNALS): np.pi * np.array([-0.5, -0.5, -0.5, 0]),
-        (3, TREND_SIGNALS): np.pi * np.array([-0.75, -0.5, -0.5, 0]),
-    }.get((depth, signals))
-    by_hand = None
-    if offsets is not None:
-        by_hand = np.zeros((depth, n, 2))
-        by_hand[0, :, 0] = offsets
-        by_hand = by_hand.ravel()
-    if signals == TREND_SIGNALS:
-        name = f"trend-{depth}"
-    return _gate(name, angles, signals, build, by_hand, weighs)
+    # After one chain a readout is the product of sin(πs − ω) of its wire and those before it.
+    half_turned = signals == SIGNALS and depth == 1
+    by_hand = [-np.pi / 2, 0.0] * (n - 1) + [0.0, 0.0] if half_turned else None
+    return _gate(name, angles, signals, build, by_hand)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,22 +215,23 @@ def _gate(
     signals: tuple[str, ...],
     build: Callable[[Any], qsgd.SignalSuperposition],
     by_hand: Sequence[float] | np.ndarray | None = None,
-    weights: int = 2,
 ) -> Gate:
     """The gate of `size` numbers of its own, which may be set by hand for `Gate.cautious`."""
 
     def start(seed: int) -> np.ndarray:
-        """Random numbers for the gate, scales of 1, λ = 0.3 for each, κ = 1."""
+        """Random numbers for the gate, scales of 1, λ = 0.3 for both, κ = 1."""
         drawn = np.random.default_rng(seed).normal(0, 0.7, size)
-        common = [*(0.0 for _ in signals), *(0.3 for _ in range(weights)), 0.0]
+        common = [*(0.0 for _ in signals), 0.3, 0.3, 0.0]
         return np.concatenate([drawn, common]).astype(np.float32)
 
     cautious = None
     if by_hand is not None:
-        scales = np.log([CAUTIOUS_SCALES[name] for name in signals])
-        common = [*scales, *CAUTIOUS_WEIGHTS[weights], math.log(CAUTIOUS_FACTOR)]
+        scales = np.log(
+            [CAUTIOUS_AGREEMENT if s == "agreement" else CAUTIOUS_OTHERS for s in signals]
+        )
+        common = [*scales, *CAUTIOUS_WEIGHTS, math.log(CAUTIOUS_FACTOR)]
         cautious = np.concatenate([by_hand, common]).astype(np.float32)
-    return Gate(name, size + len(signals) + weights + 1, build, start, cautious, weights)
+    return Gate(name, size + len(signals) + 3, build, start, cautious)
 
 
 def all_gates() -> dict[str, Gate]:
@@ -263,5 +239,4 @@ def all_gates() -> dict[str, Gate]:
     gates = [circuit(depth) for depth in (1, 2, 3, 4)]
     gates += [circuit(2, tuple(s for s in SIGNALS if s != gone)) for gone in SIGNALS]
     gates += [unentangled(), perceptron(), perceptron(3), multilinear()]
-    gates.append(circuit(3, TREND_SIGNALS))
     return {gate.name: gate for gate in gates}

@@ -194,8 +194,6 @@ def _fingerprint(superposition: qsgd.SignalSuperposition) -> str:
             superposition.learning_rate_factor,
         )
         parts = [superposition.coefficients, *common]
-        if superposition.reads_trend:
-            parts.append(superposition.trend_decay)
         numbers = np.concatenate([np.ravel(part) for part in parts])
     digits = " ".join(f"{value:.6f}" for value in np.round(numbers.astype(float), 6) + 0.0)
     kind = f"{type(superposition).__name__} {superposition.signals} "
