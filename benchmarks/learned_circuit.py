@@ -4,7 +4,8 @@ Every optimizer has the same tuning budget on every task: the same points of the
 learning rate, weight decay and warm-up, then cosine decay (but for schedule-free AdamW). A range
 whose best trial lies at its border is widened by half a decade and searched once more. Tuning reads
 the validation split and seeds from 1000; the final runs the test split and seeds 0, 1, ..., over
-the whole horizon and over three quarters of it.
+the whole horizon and over three quarters of it. The task word-problems is not held out: it is there
+to choose numbers on, with an --output of its own.
 
 files: OUTPUT/results.jsonl, a line a run, appended as soon as it is done. What is in it is not run
   again, so that an interrupted comparison goes on where it stopped. OUTPUT/provenance.json.
@@ -130,7 +131,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("../shared/data"),
         metavar="PATH",
-        help="folder with clinc150, tinyshakespeare and stories260k (default: %(default)s)",
+        help="folder with clinc150, tinyshakespeare, stories260k and, for word-problems, gsm8k "
+        "(default: %(default)s)",
     )
     add(
         "--workloads",

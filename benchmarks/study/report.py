@@ -168,7 +168,8 @@ def plot_forest(path: Path, tables: Mapping[str, Sequence[Row]], labels: Mapping
         tables: Rows by task.
         labels: Of the contenders, by name.
     """
-    figure, axes = panels(len(tables), 2.2)
+    most = max(map(len, tables.values()), default=0)
+    figure, axes = panels(len(tables), 0.8 + 0.22 * max(most, 6))
     for panel, (workload, rows) in zip(axes, tables.items(), strict=True):
         shown = [row for row in rows if row.contender != BASELINE]
         means = np.array([row.difference.mean for row in shown])
@@ -195,6 +196,10 @@ def plot_curves(path: Path, comparison: Comparison, labels: Mapping[str, str]) -
         labels: Of the contenders, by name.
     """
     figure, axes = panels(len(comparison.workloads), 3.2)
+    names = dict.fromkeys(n for w in comparison.workloads for n in comparison.contenders(w))
+    # Of ten colours each returns with another line.
+    styles = {name: f"C{i % 10}{('-', '--', ':')[i // 10 % 3]}" for i, name in enumerate(names)}
+    lines = {}
     for panel, workload in zip(axes, comparison.workloads, strict=True):
         steps = comparison.horizon(workload)
         for name in comparison.contenders(workload):
@@ -203,12 +208,15 @@ def plot_curves(path: Path, comparison: Comparison, labels: Mapping[str, str]) -
             mean = np.array([band.mean for band in bands])
             half = np.nan_to_num([band.half_width for band in bands])
             x = np.linspace(0, steps, len(mean))
-            (line,) = panel.plot(x, mean, lw=1, label=labels.get(name, name))
-            panel.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.2, lw=0)
+            (lines[name],) = panel.plot(x, mean, styles[name], lw=1, label=labels.get(name, name))
+            color = lines[name].get_color()
+            panel.fill_between(x, mean - half, mean + half, color=color, alpha=0.2, lw=0)
         panel.set(title=workload, xlabel="step", ylabel="test loss", yscale="log")
         for set_formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
             set_formatter(ticker.ScalarFormatter())
-    axes[0].legend(fontsize="x-small")
+    figure.legend(
+        handles=list(lines.values()), loc="outside lower center", ncols=4, fontsize="small"
+    )
     save(figure, path)
 
 
