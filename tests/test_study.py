@@ -29,7 +29,7 @@ from benchmarks.study.plan import Plan, best_trial, compare
 from benchmarks.study.results import Results, diverged, final_loss, identity, read_results
 from benchmarks.study.runner import Bench
 from benchmarks.workloads.base import Workload, learning_rates, training_run
-from benchmarks.workloads.real import HELD_OUT, LOOKED_AT
+from benchmarks.workloads.real import HELD_OUT
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -353,13 +353,10 @@ def test_evaluations_must_divide_both_lengths():
         planned(sgd("adamw"), points=7)
 
 
-TASKS = HELD_OUT | LOOKED_AT
-
-
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", learned_circuit.TASKS)
 def test_missing_data_are_named(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is missing; expected is .* of "):
-        TASKS[name](tmp_path)
+        learned_circuit.TASKS[name](tmp_path)
 
 
 def test_the_command_line_names_missing_data(tmp_path, capsys):
@@ -375,7 +372,9 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the data in {D
 @needs_data
 @pytest.mark.parametrize("name", ["clinc-domains", "characters", "stories", "word-problems"])
 def test_splits_of_real_tasks_differ_in_what_is_evaluated_alone(name):
-    validation, test = (TASKS[name](DATA, split) for split in ("validation", "test"))
+    validation, test = (
+        learned_circuit.TASKS[name](DATA, split) for split in ("validation", "test")
+    )
     key = jax.random.key(0)
     data = validation.data(key)
     params = jax.eval_shape(validation.init, key)
@@ -392,7 +391,7 @@ def test_splits_of_real_tasks_differ_in_what_is_evaluated_alone(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["clinc-intents", "characters", "stories", "word-problems"])
 def test_real_tasks_train(name):
-    workload, key = TASKS[name](DATA), jax.random.key(0)
+    workload, key = learned_circuit.TASKS[name](DATA), jax.random.key(0)
     curves = jax.jit(
         lambda data: training_run(
             workload, lambda _: optax.adamw(1e-3), data, key, steps=4, points=1

@@ -168,7 +168,7 @@ def plot_forest(path: Path, tables: Mapping[str, Sequence[Row]], labels: Mapping
         tables: Rows by task.
         labels: Of the contenders, by name.
     """
-    most = max(map(len, tables.values()), default=0)
+    most = max(map(len, tables.values()))
     figure, axes = panels(len(tables), 0.8 + 0.22 * max(most, 6))
     for panel, (workload, rows) in zip(axes, tables.items(), strict=True):
         shown = [row for row in rows if row.contender != BASELINE]
