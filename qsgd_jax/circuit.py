@@ -12,6 +12,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 from pennylane.devices import Device
 
+from qsgd_jax.compatibility import mend_pennylane
+
+mend_pennylane()
+
 # Of PennyLane's plugins, by the beginning of their devices' names.
 _PACKAGES = {
     "braket.": "amazon-braket-pennylane-plugin",

@@ -40,6 +40,8 @@ _MAX_BATCH = 4096
 _ONE_AT_A_TIME = threading.RLock()
 # Below, a simulator's threads do nothing but wait for each other: on busy cores for seconds.
 _FEWEST_QUBITS_FOR_THREADS = 16
+# On a GPU, JAX's default is TF32.
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 # Larger than any constant angle of a circuit.
 _LABELS = 1e6
 
@@ -174,7 +176,7 @@ def _run_traced(circuit, device, readout, encoding, angles):
 
     if encoding.shape[0] == 0:  # PennyLane cannot broadcast nothing
         return jnp.zeros((0, circuit.n_outputs(readout)), encoding.dtype)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), jax.default_matmul_precision("highest"):
         # PennyLane asks for complex128 at any precision, and JAX for a deprecated name.
         warnings.filterwarnings("ignore", "Explicitly requested dtype .*complex128", UserWarning)
         warnings.filterwarnings("ignore", "jax.core.is_concrete", DeprecationWarning)
@@ -398,7 +400,7 @@ def _host_function(circuit, device, readout, shots=None):
         d_encoding = tangents[0].reshape(len(encoding), math.prod(encoding.shape[1:]))
         d_angles = jnp.broadcast_to(tangents[1].ravel(), (len(encoding), angles.size))
         d_gates = jnp.concatenate([d_encoding, d_angles], axis=1)
-        return answers(*primals), jnp.einsum("bog,bg->bo", slopes(*primals), d_gates)
+        return answers(*primals), _einsum("bog,bg->bo", slopes(*primals), d_gates)
 
     return answers
 
@@ -421,11 +423,11 @@ def _shift_rule(function, readout):
             moved = encoding + _shifts(steps, encoding.shape[1:], encoding.dtype)[:, :, None]
             found = jax.vmap(jax.vmap(lambda x: function(x, angles, key)))(moved)
             flat = d_encoding.reshape(len(encoding), math.prod(encoding.shape[1:]))
-            tangent += jnp.einsum("s,sgb...,bg->b...", weights, found, flat)
+            tangent += _einsum("s,sgb...,bg->b...", weights, found, flat)
         if not isinstance(d_angles, SymbolicZero):
             moved = angles + _shifts(steps, angles.shape, angles.dtype)
             found = jax.vmap(jax.vmap(lambda x: function(encoding, x, key)))(moved)
-            tangent += jnp.einsum("s,sgb...,g->b...", weights, found, d_angles.ravel())
+            tangent += _einsum("s,sgb...,g->b...", weights, found, d_angles.ravel())
         return value, tangent
 
     return rule

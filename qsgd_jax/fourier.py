@@ -185,8 +185,15 @@ def coefficients(values, n_qubits: int, degree: int):
     xp: Any = jnp if isinstance(values, jax.Array) else np
     table = xp.moveaxis(values, -1, 0).reshape((-1,) + (size,) * n_qubits)
     for _ in range(n_qubits):  # each turn transforms the first input axis and sends it last
-        table = xp.tensordot(table, dual.astype(table.dtype), axes=(1, 1))
+        table = _product(table, dual.astype(table.dtype).T)
     return table
+
+
+def _product(table, matrix) -> Any:
+    """Σ_k table[o, k, …] matrix[k, l], the axis l last; on a GPU not in TF32, its default."""
+    if isinstance(table, np.ndarray) and isinstance(matrix, np.ndarray):
+        return np.tensordot(table, matrix, (1, 0))
+    return jnp.tensordot(table, matrix, (1, 0), precision=jax.lax.Precision.HIGHEST)
 
 
 def _basis(cosine, sine, degree: int) -> list:
@@ -323,7 +330,7 @@ def about_zero(table, origin):
             c, s = xp.cos(r * np.pi * start), xp.sin(r * np.pi * start)
             turn[2 * r - 1][2 * r - 1 : 2 * r + 1] = [c, s]
             turn[2 * r][2 * r - 1 : 2 * r + 1] = [-s, c]
-        table = xp.tensordot(table, xp.array(turn, dtype=table.dtype), axes=(1, 0))
+        table = _product(table, xp.array(turn, dtype=table.dtype))
     return table
 
 

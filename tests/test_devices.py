@@ -12,7 +12,7 @@ import pennylane as qml
 import pytest
 
 import qsgd_jax as qsgd
-from qsgd_jax import devices
+from qsgd_jax import devices, fourier, harmonics
 from qsgd_jax.circuit import Readout
 
 NAMES = ("lightning.qubit", "lightning.kokkos", "default.qubit", "default.mixed")
@@ -358,3 +358,41 @@ def test_concrete_settings_are_answered_in_double_precision_whatever_jax_is_set_
     theta = np.random.default_rng(0).uniform(-1, 1, (5, n))
     answers = devices.run(circuit, device, theta)
     np.testing.assert_allclose(answers, simulate(theta, circuit.angles)[0], atol=1e-12, rtol=0)
+
+
+def _run_on(device, **options):
+    opened = devices.open_device(device, 2)
+
+    def run(angles):
+        circuit = qsgd.Circuit(*CIRCUIT, weights=angles)
+        return devices.run(circuit, opened, _theta(5).astype(np.float32), **options)
+
+    return run
+
+
+def _coefficients(angles):
+    circuit = qsgd.Circuit(*CIRCUIT, weights=angles)
+    values = _run_on("default.qubit")(angles)
+    values = jnp.resize(values, (fourier.n_settings(2, 2), 2))
+    return fourier.about_zero(fourier.coefficients(values, 2, 2), circuit.origin)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(_run_on("default.qubit"), id="traced"),
+        pytest.param(_run_on("default.qubit", readout="amplitudes"), id="traced amplitudes"),
+        pytest.param(_run_on("lightning.qubit"), id="adjoint"),
+        pytest.param(_run_on("default.mixed"), id="parameter shift"),
+        pytest.param(_coefficients, id="coefficients"),
+        pytest.param(
+            lambda x: fourier.evaluate(_coefficients(x), [jnp.ones(3), jnp.ones(3)]), id="evaluate"
+        ),
+        pytest.param(lambda x: harmonics.coefficients(x.ravel(), 3), id="harmonics"),
+    ],
+)
+def test_no_product_of_matrices_is_left_to_the_precision_of_the_accelerator(function):
+    """A GPU multiplies float32 in TF32, with 10 bits, where nothing is said."""
+    jaxpr = str(jax.make_jaxpr(jax.jacfwd(function))(np.zeros((1, 2, 2), np.float32)))
+    products = jaxpr.count("dot_general[")
+    assert products and jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
