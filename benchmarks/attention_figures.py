@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from matplotlib import pyplot as plt
 
 from qsgd_jax.nn import QuantumTransformer
 
@@ -88,6 +87,8 @@ def plot(
         title: Of the figure.
     """
     layers = len(runs[0])
+    from matplotlib import pyplot as plt  # the rest does without
+
     figure, axes = plt.subplots(
         layers, 3, figsize=(11, 2.8 * layers), squeeze=False, layout="constrained"
     )

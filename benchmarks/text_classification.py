@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from benchmarks import attention_figures, comparison, datasets, reporting, training
 from benchmarks.arms import ARMS, KEYS, Arm, parse_arm
+from benchmarks.curves import plot_curves
 from benchmarks.datasets import Dataset
 from benchmarks.devices import DEVICES
 from benchmarks.training import Result, Run
@@ -380,7 +381,7 @@ def _plot(
     lines = {"target": args.target}
     if dataset.ceiling:
         lines["best possible"] = dataset.ceiling
-    reporting.plot_curves(
+    plot_curves(
         path,
         {
             one.label: np.array([run.validation_accuracy for run in one.result.runs])

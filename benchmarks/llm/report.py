@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 
 from benchmarks.arms import Arm
-from benchmarks.reporting import finite, plt, print_table, t_interval
+from benchmarks.reporting import finite, print_table, t_interval
 
 FIGURES = ("train_loss", "test_nll", "exact_match")
 
