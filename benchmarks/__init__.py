@@ -1,1 +1,4 @@
-"""Scripts that measure qsgd_jax; run them as `python -m benchmarks.<name>`."""
+"""Scripts that measure qsgd_jax.
+
+Run them as `python -m benchmarks.NAME` in the repository's root, or from anywhere by their path.
+"""

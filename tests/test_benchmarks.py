@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -294,3 +297,25 @@ def test_landscapes_show_where_eq_1_climbs(tmp_path):
     assert (
         float(landscapes.rosenbrock(jnp.ones(4))) == 0 == float(landscapes.parabola(-jnp.ones(2)))
     )
+
+
+ROOT = Path(reporting.__file__).parents[1]
+
+
+@pytest.mark.parametrize("script", ["step_time", "llm_cost"])
+def test_a_script_runs_from_anywhere_whichever_benchmarks_python_finds_first(tmp_path, script):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").write_text("raise ImportError('another one')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for command, folder in (
+        ([str(ROOT / "benchmarks" / f"{script}.py")], tmp_path),
+        (["-m", f"benchmarks.{script}"], ROOT),
+    ):
+        found = subprocess.run(
+            [sys.executable, *command, "--help"],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert found.returncode == 0 and f"usage: python -m benchmarks.{script}" in found.stdout
