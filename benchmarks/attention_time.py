@@ -214,18 +214,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if min(*args.lengths, args.circuits_length) < 1:
         parser.error("lengths must be at least 1")
 
-    report = {
-        "benchmark": "attention_time",
-        "provenance": reporting.provenance(),
-        "circuits": {"length": args.circuits_length}
-        | compare_with_circuits(args.circuits_length, args.circuits_rounds),
-        "lengths": {
-            str(length): {
-                part.__name__: measure(part, length, args.rounds) for part in (layers, functions)
-            }
-            for length in args.lengths
-        },
-    }
+    report: dict[str, Any] = {"benchmark": "attention_time", "provenance": reporting.provenance()}
+    report["lengths"] = {}
+    for length in args.lengths:
+        report["lengths"][str(length)] = {
+            part.__name__: measure(part, length, args.rounds) for part in (layers, functions)
+        }
+        # After each length: what is killed at the next one keeps this one.
+        reporting.write_json(args.output / "attention_time.json", report)
+    report["circuits"] = {"length": args.circuits_length}
+    report["circuits"] |= compare_with_circuits(args.circuits_length, args.circuits_rounds)
     reporting.write_json(args.output / "attention_time.json", report)
     _print(report)
 

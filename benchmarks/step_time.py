@@ -27,9 +27,10 @@ DESCRIPTION = """\
 Time one jitted optimizer step on a transformer-like tree of parameters, with donated buffers, as a
 ratio to optax.adamw in the same run.
 
-In each round every optimizer takes one step, in a random order; the ratio is taken within the
-round, and the table shows the median over rounds with its 95 % interval (order statistics).
-`adamw again` is a second, identical optax.adamw: what it is off 1 is noise of the machine.
+In each round every optimizer takes one step (on an accelerator ten, one after the other), in a
+random order; the ratio is taken within the round, and the table shows the median over rounds with
+its 95 % interval (order statistics). `adamw again` is a second, identical optax.adamw: what it is
+off 1 is noise of the machine.
 Nothing but the optimizer is timed: gradients are constant, so in training the ratio of a whole step
 is closer to 1.
 
@@ -67,6 +68,7 @@ ARRAYS = {
 MEMORY_OPTIMIZED = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 FOR_MEMORY = ", for memory"
 LAYERS_TO_COMPILE = 25  # 200 leaves
+STEPS_IN_A_TURN = 10
 
 Step = Callable[[PyTree, optax.OptState, PyTree], tuple[PyTree, optax.OptState]]
 
@@ -139,18 +141,33 @@ def compiled_step(
     return compiled, time.perf_counter() - began
 
 
-def memory(params: PyTree) -> dict[str, dict[str, int]]:
+def compiled_steps(
+    compared: Mapping[str, optax.GradientTransformation], params: PyTree
+) -> dict[str, Any]:
+    """Each optimizer's step; on CPU also as XLA schedules it for memory."""
+    schedules: dict[str, dict[str, Any] | None] = {"": None}
+    if jax.default_backend() == "cpu":
+        schedules[FOR_MEMORY] = MEMORY_OPTIMIZED
+    return {
+        name + schedule: compiled_step(optimizer, params, options)[0]
+        for name, optimizer in compared.items()
+        for schedule, options in schedules.items()
+    }
+
+
+def memory(
+    compared: Mapping[str, optax.GradientTransformation], params: PyTree, steps: Mapping[str, Any]
+) -> dict[str, dict[str, int]]:
     """Bytes of each optimizer's state, and of what its step holds beside its arguments."""
     report = {}
-    on_cpu = jax.default_backend() == "cpu"
-    for name, optimizer in optimizers().items():
+    for name, optimizer in compared.items():
         state = jax.eval_shape(optimizer.init, params)
         rows = {"state": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))}
-        for schedule, options in (("default", None), ("memory_optimized", MEMORY_OPTIMIZED)):
-            if options is None or on_cpu:
-                found = compiled_step(optimizer, params, options)[0].memory_analysis()
+        for column, schedule in (("default", ""), ("memory_optimized", FOR_MEMORY)):
+            if name + schedule in steps:
+                found = steps[name + schedule].memory_analysis()
                 outputs = found.output_size_in_bytes - found.alias_size_in_bytes
-                rows[schedule] = found.temp_size_in_bytes + outputs
+                rows[column] = found.temp_size_in_bytes + outputs
         report[name] = rows
     return report
 
@@ -161,11 +178,23 @@ def bytes_per_second(params: PyTree, repeats: int = 20) -> float:
     own, other = jax.tree.map(jnp.copy, params), jax.tree.map(jnp.zeros_like, params)
     seconds = []
     for _ in range(repeats + 2):
-        began = time.perf_counter()
-        own = jax.block_until_ready(add(own, other))
-        seconds.append(time.perf_counter() - began)
+        own, elapsed = _timed_turn(lambda own: add(own, other), own)
+        seconds.append(elapsed)
     moved = 3 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     return moved / statistics.median(seconds[2:])  # the first compile and warm up
+
+
+def _timed_turn(step: Callable[[PyTree], PyTree], state: PyTree) -> tuple[PyTree, float]:
+    """Take steps and return the seconds of each.
+
+    An accelerator is given several to do, as in training, so that it does not wait for Python.
+    """
+    steps = 1 if jax.default_backend() == "cpu" else STEPS_IN_A_TURN
+    began = time.perf_counter()
+    for _ in range(steps):
+        state = step(state)
+    state = jax.block_until_ready(state)
+    return state, (time.perf_counter() - began) / steps
 
 
 def time_steps(
@@ -173,27 +202,25 @@ def time_steps(
     params: PyTree,
     rounds: int,
     describe: str,
+    steps: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """Seconds of each step, `rounds` for each optimizer, interleaved."""
     gradients = jax.tree.map(lambda leaf: 0.01 * leaf + 0.003, params)
     running = {}
-    for name, optimizer in compared.items():
-        schedules: dict[str, Any] = {name: None}
-        if ARRAYS.get(name, 0) > 11 and jax.default_backend() == "cpu":
-            schedules[name + FOR_MEMORY] = MEMORY_OPTIMIZED
-        for label, options in schedules.items():
-            step, _ = compiled_step(optimizer, params, options)
+    for label, compiled in (steps or compiled_steps(compared, params)).items():
+        name = label.removesuffix(FOR_MEMORY)
+        if label == name or ARRAYS.get(name, 0) > 11:
             own = jax.tree.map(jnp.copy, params)
-            running[label] = (step, own, optimizer.init(own))
+            running[label] = (compiled, (own, compared[name].init(own)))
     seconds: dict[str, list[float]] = {name: [] for name in running}
     order = np.random.default_rng(0)
     for index in tqdm(range(-3, rounds), desc=describe):
         for name in order.permutation(list(running)):
-            step, own, state = running[name]
-            began = time.perf_counter()
-            own, state = jax.block_until_ready(step(own, state, gradients))
-            elapsed = time.perf_counter() - began
-            running[name] = (step, own, state)
+            compiled, state = running[name]
+            state, elapsed = _timed_turn(
+                lambda state, compiled=compiled: compiled(*state, gradients), state
+            )
+            running[name] = (compiled, state)
             if index >= 0:  # the first rounds warm up
                 seconds[name].append(elapsed)
     return {name: np.array(times) for name, times in seconds.items()}
@@ -216,13 +243,15 @@ def ratios(seconds: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return report
 
 
-def compile_seconds(repeats: int) -> dict[str, float]:
+def compile_seconds(
+    compared: Mapping[str, optax.GradientTransformation], repeats: int
+) -> dict[str, float]:
     """Median seconds to compile the first step of 200 leaves of 8 shapes."""
     params = transformer_like(2_000_000, layers=LAYERS_TO_COMPILE)
     leaves = dict(list(params.items())[-8 * LAYERS_TO_COMPILE :])
-    seconds: dict[str, list[float]] = {name: [] for name in optimizers()}
+    seconds: dict[str, list[float]] = {name: [] for name in compared}
     for _ in tqdm(range(repeats), desc="compiling 200 leaves"):
-        for name, optimizer in optimizers().items():
+        for name, optimizer in compared.items():
             seconds[name].append(compiled_step(optimizer, leaves)[1])
     return {name: statistics.median(times) for name, times in seconds.items()}
 
@@ -253,6 +282,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="X",
         help="sizes of the tree in millions of parameters (default: 1 10 100)",
     )
+    parser.add_argument(
+        "--optimizers",
+        choices=ARRAYS,
+        nargs="+",
+        metavar="NAME",
+        help=f"some of: {'; '.join(ARRAYS)}; ratios are to the first (default: all)",
+    )
     parser.add_argument("--rounds", type=int, default=200, metavar="X", help="default: %(default)s")
     parser.add_argument(
         "--repeats",
@@ -272,17 +308,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.rounds < 6:
         parser.error(f"argument --rounds: {args.rounds} is too few for an interval; at least 6")
 
+    everything = optimizers()
+    compared = {name: everything[name] for name in args.optimizers or everything}
     report: dict[str, Any] = {"benchmark": "step_time", "provenance": reporting.provenance()}
     report["probe_seconds"] = probe_seconds(args.repeats)
-    report["compile_seconds"] = compile_seconds(args.repeats)
+    report["compile_seconds"] = compile_seconds(compared, args.repeats)
     report["steps"], report["memory"], report["bytes_per_second"] = {}, {}, {}
     for millions in args.millions:
         params = transformer_like(1_000_000 * millions, layers=6)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         bandwidth = bytes_per_second(params)
-        rows = ratios(
-            time_steps(optimizers(), params, args.rounds, f"{count / 1e6:.1f} M parameters")
-        )
+        steps = compiled_steps(compared, params)
+        describe = f"{count / 1e6:.1f} M parameters"
+        rows = ratios(time_steps(compared, params, args.rounds, describe, steps))
         for name, row in rows.items():
             row["floor_milliseconds"] = (
                 1e3 * ARRAYS[name.removesuffix(FOR_MEMORY)] * 4 * count / bandwidth
@@ -291,9 +329,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         report["bytes_per_second"][str(count)] = bandwidth
         report["memory"][str(count)] = {
             "largest_leaf": 4 * max(leaf.size for leaf in jax.tree.leaves(params)),
-            "optimizers": memory(params),
+            "optimizers": memory(compared, params, steps),
         }
-    reporting.write_json(args.output / "step_time.json", report)
+        # After each size: what is killed at the next one keeps this one.
+        reporting.write_json(args.output / "step_time.json", report)
     _print(report)
 
 
