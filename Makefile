@@ -15,7 +15,7 @@ PACKAGE_TESTS := $(patsubst %,tests/test_%.py,attention circuit compatibility co
   examples flax fourier harmonics learned mesh numbers probe quantum_transformer refreshable remote \
   superposition transforms wrappers) qsgd_jax
 
-.PHONY: demo evidence test test-slow test-peers test-newest test-lowest test-catalyst test-packages \
+.PHONY: demo evidence test test-slow test-peers test-newest test-lowest test-catalyst wheel-test \
   test-gpu gpu-wheels peer-step llm-parity device-matrix clean
 
 demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, side by side.
@@ -49,7 +49,7 @@ test-lowest: .catalyst/installed ## Test the package on the lowest versions that
 test-catalyst: .catalyst/installed ## Test what Catalyst compiles.
 	.catalyst/bin/python $(PYTEST) tests/test_catalyst.py
 
-test-packages: .venv/test ## Install the sdist and the wheel, each apart, and run the README's first example.
+wheel-test: .venv/test ## Install the sdist and the wheel, each apart, and run the README's first example.
 	$(BIN)/python tests/packages.py --constraint constraints.txt
 
 test-gpu: .gpu/installed ## Run a little of benchmarks/gpu.py, with the packages of a machine with a GPU.
@@ -93,12 +93,15 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 
 .gpu_wheels/gathered: benchmarks/gpu_wheels.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; say which: make PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	rm -rf .gpu_wheels
-	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
 	  --python-version 3.12 --implementation cp --platform manylinux1_x86_64 --platform manylinux2014_x86_64 \
 	  $(foreach n,17 24 27 28 31 34 35,--platform manylinux_2_$(n)_x86_64) \
 	  --constraint constraints.txt --requirement benchmarks/gpu_wheels.txt --dest .gpu_wheels
-	@du -sh --apparent-size .gpu_wheels
+	@$(BIN)/python -c "from pathlib import Path; import sys; \
+	  size = sum(f.stat().st_size for f in Path('.gpu_wheels').iterdir()) / 2**20; \
+	  print(f'.gpu_wheels: {size:.1f} MiB'); sys.exit(size > 52)" # 64 travel, the working tree with them
 	@touch $@
 
 .gpu/installed: benchmarks/gpu_machine.txt .gpu_wheels/gathered

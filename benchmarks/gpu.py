@@ -6,6 +6,7 @@ Run it as `python -m benchmarks.gpu`; `--help` is the manual.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -36,7 +37,8 @@ Run, each in a process of its own and in this order:
 
 Each part writes its results as it goes on. As it ends, its figures are printed, and written to
 gpu.json with the most that each should be: a run that is cut short keeps what it has. A part is
-stopped when its share of --seconds is over; what it leaves is the next one's. log.txt holds all
+stopped when its share of --seconds is over; what it leaves is the next one's. (Ten minutes less the
+time to install packages, which counts where they are carried.) log.txt holds all
 that the parts print. The exit status is 1 if a part fails or is stopped.
 
 It needs one GPU of 128 GB, and jax, flax, optax, orbax-checkpoint, hypothesis and pytest on
@@ -54,6 +56,8 @@ TESTS = [f"tests/test_{name}.py" for name in ("fourier", "transforms", "numbers"
 OUTCOME = re.compile(
     r"^(?:\[gw.*%\] )?(PASSED|FAILED|ERROR) (tests/.+?)(?: - .*| )?$", re.MULTILINE
 )
+SELECTED = re.compile(r"\d+ workers? \[(\d+) items?\]")
+GRACE = 10.0  # seconds for a part that is stopped
 # The most that the ratio of a step to one of optax.adamw should be, and that of attention to
 # Flax's own by the length of the sequence.
 STEPS = {
@@ -66,13 +70,15 @@ STEPS = {
 }
 ATTENTION = {"512": 1.1}
 TRAINING = ("AdamW", "AdamW again", "everywhere")
+# Not what needs several devices, or looks at what XLA:CPU makes of a program.
+ON_ONE_GPU = "not mesh and not shard_map and not no_tensor_is_larger"
 # Options of each part.
 _FULL: dict[str, Any] = {
-    "tests": ["-n", "12", "-k", "not mesh and not shard_map"],  # which need several devices
+    "tests": ["-n", "12", "-k", ON_ONE_GPU],
     "steps": "--millions 10 100 1000 --rounds 40 --repeats 1",
     "attention": "--lengths 512 128 --rounds 30 --circuits-rounds 6",
     "training": [
-        ("smollm2-135m", 1, "--context 1024 --batch-size 8 --rounds 20"),
+        ("smollm2-135m", 2, "--context 1024 --batch-size 8 --rounds 20"),
         ("llama-3.2-1b", 2, "--context 2048 --batch-size 2 --rounds 10"),
     ],
 }
@@ -164,7 +170,7 @@ def _script(
 ) -> Part:
     environment |= {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "true",
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": ".92",
+        "XLA_CLIENT_MEM_FRACTION": ".92",
     }
     command = ["-m", f"benchmarks.{module}", *options, "--output", str(output)]
     return Part(name, share, command, read, output / f"{module}.json", environment)
@@ -173,7 +179,12 @@ def _script(
 def _tests(printed: str) -> list[Figure]:
     outcomes = {test: outcome for outcome, test in OUTCOME.findall(printed)}
     passed = list(outcomes.values()).count("PASSED")
-    return [Figure("passed", passed), Figure("not passed", len(outcomes) - passed, most=0)]
+    selected = sum(map(int, SELECTED.findall(printed)))
+    return [
+        Figure("passed", passed),
+        Figure("not passed", len(outcomes) - passed, most=0),
+        Figure("not run", max(0, selected - len(outcomes)), most=0),
+    ]
 
 
 def _steps(content: Any) -> list[Figure]:
@@ -228,17 +239,23 @@ def run(part: Part, log: Path, deadline: float) -> dict[str, Any]:
             start_new_session=True,
         ) as process:
             try:
-                process.wait(max(0, deadline - time.monotonic()))
+                code = process.wait(max(0, deadline - time.monotonic()))
+                end = "ended" if code == 0 or (part.after_failure and code == 5) else "failed"
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                end = "stopped"
+                process.send_signal(signal.SIGINT)  # pytest then says what failed
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
+            finally:  # also of one that is stopped itself: the GPU is not to be left busy
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
     if part.result is None:
         content: Any = log.read_bytes()[start:].decode(errors="replace")
     else:
         content = json.loads(part.result.read_text()) if part.result.exists() else None
-    ends = {0: "ended", -signal.SIGKILL: "stopped"}
     return {
         "part": part.name,
-        "end": ends.get(process.returncode, "failed"),
+        "end": end,
         "seconds": time.monotonic() - began,
         "figures": [asdict(figure) for figure in part.read(content)] if content else [],
     }
@@ -253,22 +270,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--small", action="store_true", help="a little of everything")
     parser.add_argument(
-        "--seconds", type=positive(float), default=570, metavar="X", help="default: %(default)s"
+        "--seconds", type=positive(float), default=530, metavar="X", help="default: %(default)s"
     )
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("results/gpu"),
         metavar="PATH",
-        help="folder of the results (default: %(default)s)",
+        help="folder of the results (default: results/gpu, or results/gpu-small)",
     )
     args = parser.parse_args(argv)
+    deadline = time.monotonic()
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # to leave the memory to the parts
     if jax.default_backend() != "gpu" and not args.small:
         parser.error(
             f"JAX finds no GPU, its device is {jax.devices()[0]}; allowed there is --small"
         )
-    output = args.output.absolute()
+    output = (args.output or Path("results/gpu-small" if args.small else "results/gpu")).absolute()
     output.mkdir(parents=True, exist_ok=True)
     log = output / "log.txt"
     log.unlink(missing_ok=True)
@@ -276,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report["parts"] = []
     with tempfile.TemporaryDirectory() as cache:
         planned = parts(output, Path(cache), args.small)
-        deadline, shares = time.monotonic(), sum(part.share for part in planned)
+        shares = sum(part.share for part in planned)
         for part in planned:
             deadline += args.seconds * part.share / shares
             if part.after_failure and report["parts"][-1]["end"] == "ended":
@@ -302,4 +319,5 @@ def _print(found: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the part ends, too
     main()

@@ -311,8 +311,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     everything = optimizers()
     compared = {name: everything[name] for name in args.optimizers or everything}
     report: dict[str, Any] = {"benchmark": "step_time", "provenance": reporting.provenance()}
-    report["probe_seconds"] = probe_seconds(args.repeats)
-    report["compile_seconds"] = compile_seconds(compared, args.repeats)
     report["steps"], report["memory"], report["bytes_per_second"] = {}, {}, {}
     for millions in args.millions:
         params = transformer_like(1_000_000 * millions, layers=6)
@@ -333,6 +331,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         # After each size: what is killed at the next one keeps this one.
         reporting.write_json(args.output / "step_time.json", report)
+    report["probe_seconds"] = probe_seconds(args.repeats)
+    report["compile_seconds"] = compile_seconds(compared, args.repeats)
+    reporting.write_json(args.output / "step_time.json", report)
     _print(report)
 
 

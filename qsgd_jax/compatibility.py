@@ -7,6 +7,7 @@ under `jax.jit`. Its functions that ask are given the names while they run.
 
 import contextlib
 import functools
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,9 +32,18 @@ def mend_pennylane() -> None:
       ImportError: if jax does not have it anywhere.
     """
     # Whatever else of PennyLane asks for a removed name is added here.
-    math.is_abstract = _mended(math.is_abstract, "is_concrete")
-    to_numpy = _mended(single_dispatch._to_numpy_jax, "concrete_or_error")
-    autoray.register_function("jax", "to_numpy", to_numpy)
+    _replace("is_abstract", math.is_abstract, "is_concrete")
+    to_numpy = getattr(single_dispatch, "_to_numpy_jax", None)
+    if to_numpy is not None:
+        autoray.register_function("jax", "to_numpy", _mended(to_numpy, "concrete_or_error"))
+
+
+def _replace(name: str, function: Callable[..., Any], *names: str) -> None:
+    """Mend a function wherever PennyLane has imported it."""
+    mended = _mended(function, *names)
+    for module in [m for n, m in sys.modules.items() if n.partition(".")[0] == "pennylane"]:
+        if vars(module).get(name) is function:
+            setattr(module, name, mended)
 
 
 def _mended(function: Callable[..., Any], *names: str) -> Callable[..., Any]:

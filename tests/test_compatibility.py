@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -12,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pennylane as qml
 import pytest
+from pennylane.math import single_dispatch
+from pennylane.transforms import unitary_to_rot
 
 import qsgd_jax as qsgd
 from qsgd_jax import compatibility
 
 
-@pytest.mark.parametrize("device", ["default.qubit", "lightning.qubit"])
+@pytest.mark.parametrize("device", ["default.qubit", "default.mixed", "lightning.qubit"])
 def test_a_qnode_is_compiled_and_differentiated(simulate, central, float64, device):
     circuit, theta = qsgd.Circuit(2, depth=1), np.array([0.3, -0.7])
     qnode, before = circuit.qnode(device), set(vars(jax.core))
@@ -32,6 +35,26 @@ def test_a_qnode_is_compiled_and_differentiated(simulate, central, float64, devi
     slopes = jax.jit(jax.jacobian(answers))(theta)
     np.testing.assert_allclose(slopes, central(expected, theta), atol=1e-8)
     assert set(vars(jax.core)) == before
+
+
+def test_a_transform_of_pennylane_is_compiled():
+    """It asks through another module than devices do."""
+
+    @unitary_to_rot
+    @qml.qnode(qml.device("default.qubit", wires=1))
+    def cosine(x):
+        qml.QubitUnitary(qml.RX.compute_matrix(x), 0)
+        return qml.expval(qml.Z(0))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PennyLane's, of complex128 and of names
+        found = jax.jit(cosine)(0.5)
+    np.testing.assert_allclose(found, np.cos(0.5), atol=1e-6)
+
+
+def test_a_pennylane_without_the_function_is_left_alone(monkeypatch):
+    monkeypatch.delattr(single_dispatch, "_to_numpy_jax")
+    compatibility.mend_pennylane()
 
 
 @pytest.fixture

@@ -2,13 +2,17 @@
 
 import importlib
 import json
+import os
+import subprocess
 import time
 
+import jax
 import pytest
 
 from benchmarks import gpu, reporting
 
 PRINTED = """\
+12 workers [7 items]
 [gw0] [ 10%] PASSED tests/test_a.py::test_one[a b]\x20
 [gw11] [ 20%] FAILED tests/test_a.py::test_two\x20
 [gw0] [100%] PASSED tests/test_a.py::test_three - of a name like that\x20
@@ -28,8 +32,9 @@ def writes(path, ratio, more=""):
 
 
 def test_each_test_is_counted_once():
-    passed, not_passed = gpu._tests(PRINTED)
+    passed, not_passed, not_run = gpu._tests(PRINTED)
     assert (passed.value, not_passed.value, not_passed.most) == (2, 2, 0)
+    assert not_run.value == 7 - 4
 
 
 def test_a_part_that_is_stopped_keeps_what_it_has(tmp_path):
@@ -39,6 +44,23 @@ def test_a_part_that_is_stopped_keeps_what_it_has(tmp_path):
     assert found["end"] == "stopped" and 5 <= found["seconds"] < 30
     (figure,) = found["figures"]
     assert figure == {"name": "10 M: leading", "value": 1.5, "low": 0.9, "high": 1.1, "most": 1.01}
+
+
+def test_a_run_that_is_interrupted_leaves_nothing_running(tmp_path, monkeypatch):
+    pid = tmp_path / "pid"
+    sleeps = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))"
+
+    def interrupt(process, seconds):
+        monkeypatch.undo()
+        while not pid.exists() or not pid.read_text():
+            time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.run(part("sleeps", f"{sleeps}; time.sleep(60)"), tmp_path / "log.txt", 0.0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_a_part_that_fails_has_no_figures_of_an_earlier_run(tmp_path):
@@ -65,6 +87,7 @@ def test_all_parts_are_run_and_reported_and_what_failed_once_more(tmp_path, monk
         part("steps", writes(result, 1.0), gpu._steps, result=result),
     ]
     monkeypatch.setattr(gpu, "parts", lambda *_: planned)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")  # which the run sets
     arguments = ["--small", "--seconds", "60", "--output", str(tmp_path)]
     if passes:
         gpu.main(arguments)
@@ -74,7 +97,7 @@ def test_all_parts_are_run_and_reported_and_what_failed_once_more(tmp_path, monk
     found = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     expected = [("tests", passes), *([] if passes else [("again", True)]), ("steps", True)]
     assert [(row["part"], row["end"] == "ended") for row in found] == expected
-    assert [figure["value"] for figure in found[0]["figures"]] == [passes, 1 - passes]
+    assert [figure["value"] for figure in found[0]["figures"]] == [passes, 1 - passes, 0]
 
 
 @pytest.mark.parametrize("small", [True, False])
@@ -91,7 +114,8 @@ def test_each_script_takes_its_options(tmp_path, small):
     }
 
 
-def test_without_a_gpu_it_says_what_is_allowed(tmp_path, capsys):
+def test_without_a_gpu_it_says_what_is_allowed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     with pytest.raises(SystemExit):
         gpu.main(["--output", str(tmp_path)])
     assert "no GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
