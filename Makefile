@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 PYTEST := -m pytest -rs --numprocesses 2 --dist worksteal
 # The tests of the package, as opposed to those of benchmarks.
 PACKAGE_TESTS := $(patsubst %,tests/test_%.py,attention circuit compatibility coverage devices \
-  examples flax fourier harmonics learned mesh numbers probe quantum_transformer refreshable remote \
+  examples flax fourier harmonics mesh numbers probe quantum_transformer refreshable remote \
   superposition transforms wrappers) qsgd_jax
 
 .PHONY: demo evidence test test-slow test-peers test-newest test-lowest test-catalyst wheel-test \

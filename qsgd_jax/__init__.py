@@ -1,12 +1,9 @@
 """Superpositional Gradient Descent for JAX: quantum circuits inside an optax optimizer."""
 
 from qsgd_jax import nn
-from qsgd_jax.angles import load_superposition, save_superposition
 from qsgd_jax.circuit import Circuit
-from qsgd_jax.learned import learned_superpositional_adamw, superpose_signals
 from qsgd_jax.refreshable import RefreshableCoefficients
 from qsgd_jax.remote import ProbeAccounting, ProbeError, RemoteProber
-from qsgd_jax.signals import SignalSuperposition
 from qsgd_jax.superposition import Superposition, superposition_weights
 from qsgd_jax.transforms import (
     PerturbationDiagnostics,
@@ -27,16 +24,11 @@ __all__ = [
     "RefreshableCoefficients",
     "RemoteProber",
     "ScaleBySuperpositionState",
-    "SignalSuperposition",
     "SuperposeState",
     "Superposition",
-    "learned_superpositional_adamw",
-    "load_superposition",
     "nn",
-    "save_superposition",
     "scale_by_superposition",
     "superpose",
-    "superpose_signals",
     "superposition_weights",
     "superpositional_adamw",
 ]

@@ -271,99 +271,10 @@ def evaluate(
       0.5
     """
     points = []
-    for theta, start in zip(thetas, _or_zeros(origin, thetas), strict=True):
+    origin = [0.0] * len(thetas) if origin is None else origin
+    for theta, start in zip(thetas, origin, strict=True):
         x = within_period(theta) - jnp.asarray(start, theta.dtype) if _moved(start) else theta
         points.append((cospi(x), sinpi(x)))
-    return _evaluate(table, points, support)
-
-
-def evaluate_on_circle(
-    table,
-    points: Sequence[tuple[Float[Array, "..."], Float[Array, "..."]]],
-    support: Bool[np.ndarray, "outputs ..."] | None = None,
-) -> list[Float[Array, "..."]]:
-    r"""`evaluate` where inputs are given by their cosines and sines.
-
-    Args:
-      table: coefficients about zero, shape `(outputs, 2 degree + 1, …)`.
-      points: (cos πθ, sin πθ) of each input, all arrays of one shape.
-      support: as in `evaluate`.
-
-    Returns:
-      One array for each output, of that shape and dtype.
-
-    Example:
-      >>> import numpy as np, jax.numpy as jnp
-      >>> from qsgd_jax import fourier
-      >>> sine = np.array([[0.0, 0.0, 1.0]])
-      >>> print(fourier.evaluate_on_circle(sine, [(jnp.array(0.6), jnp.array(0.8))])[0])
-      0.8
-    """
-    return _evaluate(table, points, support)
-
-
-def about_zero(table, origin):
-    r"""The coefficients about zero of a polynomial whose coefficients are meant about θ⁰.
-
-    .. math:: \cos r\pi(\theta - \theta^0)
-      = \cos r\pi\theta^0 \cos r\pi\theta + \sin r\pi\theta^0 \sin r\pi\theta
-
-    Args:
-      table: coefficients, shape `(outputs, 2 degree + 1, …)`, a NumPy or a JAX array.
-      origin: θ⁰ of each input, in half turns, of the same kind of array.
-
-    Returns:
-      An array of the table's shape and kind.
-
-    Example:
-      >>> import numpy as np
-      >>> from qsgd_jax import fourier
-      >>> cosine = np.array([[0.0, 1.0, 0.0]])
-      >>> fourier.about_zero(cosine, np.array([0.5])).round(6) + 0.0  # a quarter later, a sine
-      array([[0., 0., 1.]])
-    """
-    xp: Any = jnp if isinstance(table, jax.Array) or isinstance(origin, jax.Array) else np
-    size = table.shape[1]
-    for start in origin:  # each turn transforms the first input axis and sends it last
-        turn = [[xp.ones(()) if i == j else 0.0 for j in range(size)] for i in range(size)]
-        for r in range(1, size // 2 + 1):
-            c, s = xp.cos(r * np.pi * start), xp.sin(r * np.pi * start)
-            turn[2 * r - 1][2 * r - 1 : 2 * r + 1] = [c, s]
-            turn[2 * r][2 * r - 1 : 2 * r + 1] = [-s, c]
-        table = _product(table, xp.array(turn, dtype=table.dtype))
-    return table
-
-
-def mirrored_evenly(shape: tuple[int, ...], mirrored: Sequence[bool]) -> Bool[np.ndarray, "..."]:
-    """Which coefficients about zero stay as they are if some inputs change sign, all at once.
-
-    Args:
-      shape: `(2 degree + 1, …)`, an axis for each input.
-      mirrored: which inputs change sign.
-
-    Returns:
-      A boolean array of that shape; where it is false, the term changes sign.
-
-    Example:
-      >>> from qsgd_jax import fourier
-      >>> fourier.mirrored_evenly((3, 3), (True, False))[:, 0]  # 1 and cosine, but no sine
-      array([ True,  True, False])
-    """
-    sines = [(np.arange(size) % 2 == 0) & (np.arange(size) > 0) for size in shape]
-    odd = [axis & flips for axis, flips in zip(sines, mirrored, strict=True)]
-    return ~functools.reduce(np.logical_xor.outer, odd)
-
-
-def _or_zeros(origin, inputs) -> list:
-    return [0.0] * len(inputs) if origin is None else list(origin)
-
-
-def _moved(start: Any) -> bool:
-    """Whether an origin differs from 0, as far as is known."""
-    return isinstance(start, jax.Array) or start != 0
-
-
-def _evaluate(table, points, support) -> list[Array]:
     degree = (table.shape[1] - 1) // 2
     bases = [_basis(cosine, sine, degree) for cosine, sine in points]
     concrete, like = isinstance(table, np.ndarray), jnp.asarray(points[0][0])
@@ -380,6 +291,11 @@ def _evaluate(table, points, support) -> list[Array]:
         jnp.asarray(_nested(t, s, bases), like.dtype) for t, s in zip(table, support, strict=True)
     ]
     return [jnp.broadcast_to(output, like.shape) for output in outputs]
+
+
+def _moved(start: Any) -> bool:
+    """Whether an origin differs from 0, as far as is known."""
+    return isinstance(start, jax.Array) or start != 0
 
 
 @jax.custom_jvp

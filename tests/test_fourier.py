@@ -238,26 +238,3 @@ def test_fourier_form_is_the_circuit(simulate, dtype, n, depth, uploads, device,
     reference = simulate(theta, circuit.angles, uploads)[readout == "probabilities"]
     np.testing.assert_allclose(direct, reference, atol=tolerance, rtol=0)
     np.testing.assert_allclose(evaluated, reference, atol=tolerance, rtol=0)
-
-
-@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
-def test_coefficients_about_zero_are_of_the_same_polynomial(kind, float64):
-    rng = np.random.default_rng(0)
-    table, origin = rng.normal(size=(2, 5, 5)), rng.uniform(-1, 1, 2)
-    thetas = list(jnp.asarray(rng.uniform(-2, 2, (2, 50))))
-    expected = fourier.evaluate(table, thetas, origin)
-    moved = fourier.about_zero(kind(table), kind(origin))
-    assert isinstance(moved, np.ndarray) == (kind is np.asarray)
-    np.testing.assert_allclose(fourier.evaluate(moved, thetas), expected, atol=1e-12)
-    assert np.abs(np.asarray(moved) - table).max() > 0.1
-
-
-@pytest.mark.parametrize("mirrored", [(True, False), (True, True)])
-def test_terms_kept_by_mirroring_are_the_mean_over_it(mirrored, float64):
-    rng = np.random.default_rng(1)
-    table, thetas = rng.normal(size=(1, 5, 5)), rng.uniform(-1, 1, (2, 50))
-    signs = np.where(mirrored, -1, 1)[:, None]
-    both = [fourier.evaluate(table, list(jnp.asarray(x)))[0] for x in (thetas, signs * thetas)]
-    kept = table * fourier.mirrored_evenly((5, 5), mirrored)
-    found = fourier.evaluate(kept, list(jnp.asarray(thetas)))[0]
-    np.testing.assert_allclose(found, np.mean(both, 0), atol=1e-12)

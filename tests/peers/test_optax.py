@@ -79,34 +79,6 @@ VARIANTS = {
         )
         | RESTLESS,
     ),
-    "learned": Variant(
-        qsgd.learned_superpositional_adamw,
-        lambda: qsgd.superpose_signals(optax.scale_by_adam()),
-        dict.fromkeys(
-            [
-                "test_optimization_rosenbrock_float32",
-                "test_optimization_rosenbrock_complex64",
-                "test_optimizers_rosenbrock_float32",
-                "test_optimizers_schedule_free_rosenbrock_float32",
-            ],
-            Miss("The gates were learned on noisy gradients, not for a bent valley.", always=False),
-        )
-        | dict.fromkeys(
-            [
-                "test_optimizers_mechanize_parabola_float32",
-                "test_optimizers_mechanize_rosenbrock_float32",
-                "test_optimizers_mechanize_matrix_parabola_float32",
-                "test_optimizers_mechanize_mixed_tensor_target_float32",
-            ],
-            Miss("Mechanic learns a scale from steps that are minus a gradient's.", always=False),
-        )
-        | {
-            "test_optimizers_can_be_wrapped_in_inject_hyperparams": Miss(
-                "Injection moves Adam's own step by 7e-6, and the gate makes more of it.",
-                always=False,
-            )
-        },
-    ),
     "adamw": Variant(optax.adamw, optax.scale_by_adam),
 }
 

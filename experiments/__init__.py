@@ -1,0 +1,1 @@
+"""Studies that used qsgd_jax; README.md lists them."""

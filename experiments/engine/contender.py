@@ -1,0 +1,92 @@
+"""An optimizer under comparison, and the ranges that it is tuned over."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optax
+from jaxtyping import Float, PyTree
+from scipy.stats import qmc
+
+Hyper = dict[str, float]
+Build = Callable[[Mapping[str, Any], optax.Schedule], optax.GradientTransformation]
+BASELINE = "adamw"
+WARMUP = (0.0, 0.2)  # share of the run
+ADAM_LEARNING_RATES = (10**-4.0, 10**-1.5)
+ADAM_WEIGHT_DECAYS = (10**-4.0, 10**-0.5)
+HALF_A_DECADE = 10**0.5
+TRIALS_SEED = 2511
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer under test.
+
+    Attributes:
+        name: What files and the command line call it.
+        label: What tables and figures call it.
+        build: From the hyperparameters, which may be traced, and the schedule to the optimizer.
+        learning_rate: Range of the log-uniform search.
+        weight_decay: Range of the log-uniform search.
+        quantum_weight: Range of the log-uniform search of λ, where λ is tuned.
+        effort: How many times as many hyperparameters are tried as of the others.
+        cosine: Whether the learning rate decays.
+        evaluated: From the optimizer's state and parameters to those to evaluate.
+        settings: What else its results depend on, numbers of a gate say, to tell results apart.
+    """
+
+    name: str
+    label: str
+    build: Build
+    learning_rate: tuple[float, float] = ADAM_LEARNING_RATES
+    weight_decay: tuple[float, float] = ADAM_WEIGHT_DECAYS
+    quantum_weight: tuple[float, float] | None = None
+    effort: int = 1
+    cosine: bool = True
+    evaluated: Callable[[PyTree, PyTree], PyTree] = lambda opt_state, params: params
+    settings: str = ""
+
+    def trials(self, count: int) -> list[Hyper]:
+        """Return the settings to try: the same points of the unit cube for every contender.
+
+        Args:
+            count: Number of them for an effort of 1.
+        """
+        dimensions = 3 if self.quantum_weight is None else 4
+        points = qmc.Halton(dimensions, rng=TRIALS_SEED).random(count * self.effort)
+        return [self._hyper(point) for point in points]
+
+    def _hyper(self, point: Float[np.ndarray, " dimensions"]) -> Hyper:
+        low, high = WARMUP
+        hyper = {
+            "learning_rate": _log_uniform(self.learning_rate, point[0]),
+            "weight_decay": _log_uniform(self.weight_decay, point[1]),
+            "warmup": float(low + (high - low) * point[2]),
+        }
+        if self.quantum_weight is not None:
+            hyper["quantum_weight"] = _log_uniform(self.quantum_weight, point[3])
+        return hyper
+
+    def widened(self, learning_rate: float, margin: float = 0.1) -> Contender | None:
+        """Return the contender with a wider range if the best learning rate lies at its border.
+
+        Args:
+            learning_rate: The best of the trials.
+            margin: Share of the range, in logarithms, that counts as the border.
+        """
+        low, high = self.learning_rate
+        place = np.log(learning_rate / low) / np.log(high / low)
+        if place < margin:
+            return dataclasses.replace(self, learning_rate=(low / HALF_A_DECADE, high))
+        if place > 1 - margin:
+            return dataclasses.replace(self, learning_rate=(low, high * HALF_A_DECADE))
+        return None
+
+
+def _log_uniform(bounds: tuple[float, float], share: float) -> float:
+    low, high = np.log(bounds)
+    return float(np.exp(low + (high - low) * share))

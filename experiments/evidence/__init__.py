@@ -1,0 +1,1 @@
+"""Does superposition help? Run it as `python -m experiments.evidence`."""
