@@ -15,16 +15,15 @@ PACKAGE_TESTS := $(patsubst %,tests/test_%.py,attention circuit compatibility co
   examples flax fourier harmonics mesh numbers probe quantum_transformer refreshable remote \
   superposition transforms wrappers) qsgd_jax
 
-.PHONY: demo evidence test test-slow test-peers test-newest test-lowest test-catalyst wheel-test \
+.PHONY: demo evidence test test-slow test-experiments test-peers test-newest test-lowest test-catalyst wheel-test \
   test-gpu gpu-wheels peer-step llm-parity device-matrix clean
 
 demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, side by side.
 	$(BIN)/python -m benchmarks.text_classification --arms adam lambda-0.5 --seeds 4
 
-evidence: .venv/llm ## Run the evidence study (hours; PARTS="paper tuned" runs some) and write its report.
-	$(BIN)/python -m benchmarks.evidence --full $(if $(wildcard ../shared/data),--data ../shared/data) \
-	  $(if $(PARTS),--parts $(PARTS)) --report docs/evidence.md --readme README.md \
-	  --pack benchmarks/results/evidence
+evidence: .venv/experiments ## Write the report of the evidence study from its stored runs.
+	$(BIN)/python -m experiments.evidence --results experiments/results/evidence \
+	  --report experiments/records/evidence.md --readme README.md
 
 test: .venv/test ## Lint, type-check and test everything.
 	$(BIN)/ruff check .
@@ -34,6 +33,9 @@ test: .venv/test ## Lint, type-check and test everything.
 
 test-slow: .venv/test ## Run the longest tests, which `make test` leaves out.
 	$(BIN)/pytest -m slow --numprocesses 2 --dist worksteal
+
+test-experiments: .venv/experiments ## Test the research in experiments/.
+	$(BIN)/pytest experiments/tests -m "" --numprocesses 2 --dist worksteal
 
 test-peers: .venv/peers ## Run optax's own test suites on every form of the optimizer.
 	$(BIN)/pytest tests/peers -m "" -rs --numprocesses 2 --dist worksteal
@@ -127,6 +129,10 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; say which: make PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) --editable '.[$(if $(filter demo,$*),benchmarks,$*)]'
+	@touch $@
+
+.venv/experiments: .venv/test experiments/pyproject.toml
+	$(INSTALL) --editable '.[test]' --editable experiments
 	@touch $@
 
 clean: ## Remove the environments and what the benchmarks wrote.

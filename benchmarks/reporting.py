@@ -31,7 +31,6 @@ PACKAGES = (
     "pennylane",
     "pennylane-lightning",
     "numpy",
-    "evosax",
     "orbax-checkpoint",
 )
 

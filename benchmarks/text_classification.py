@@ -16,6 +16,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from benchmarks import attention_figures, comparison, datasets, reporting, training
+from benchmarks.arguments import positive
 from benchmarks.arms import ARMS, KEYS, Arm, parse_arm
 from benchmarks.curves import plot_curves
 from benchmarks.datasets import Dataset
@@ -162,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     compared.add_argument(
         "--probe-shots",
-        type=_positive(int),
+        type=positive(int),
         metavar="N",
         help="measurements of each setting of a probe (default: exact answers)",
     )
@@ -187,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how quantum attention begins: as QuantumAttention does by itself (amplitudes add "
         "nothing at first), or with random angles (default: %(default)s)",
     )
-    _add(compared, "seeds", _positive(int), 5, "runs of each arm, seeds 0, 1, ...")
+    _add(compared, "seeds", positive(int), 5, "runs of each arm, seeds 0, 1, ...")
     _add(compared, "target", _fraction, 0.9, "validation accuracy that the arms race for")
 
     data = parser.add_argument_group("data")
@@ -211,15 +212,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--train-size",
-        type=_positive(int),
+        type=positive(int),
         metavar="N",
         help="training examples (default: 4,000 synthetic ones, all of CLINC150)",
     )
 
     settings = parser.add_argument_group("training")
-    _add(settings, "epochs", _positive(int), 15, "passes over the training examples")
-    _add(settings, "batch-size", _positive(int), 32, "examples a step")
-    _add(settings, "learning-rate", _positive(float), 1e-3, "constant learning rate")
+    _add(settings, "epochs", positive(int), 15, "passes over the training examples")
+    _add(settings, "batch-size", positive(int), 32, "examples a step")
+    _add(settings, "learning-rate", positive(float), 1e-3, "constant learning rate")
     _add(settings, "weight-decay", float, 0.0, "decoupled weight decay")
 
     output = parser.add_argument_group("output")
@@ -238,17 +239,6 @@ def _add(group: Any, name: str, kind: Any, default: float, text: str) -> None:
     group.add_argument(
         f"--{name}", type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)"
     )
-
-
-def _positive(kind: type) -> Any:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r} must be greater than 0")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it when `kind` refuses the text.
-    return parse
 
 
 def _fraction(text: str) -> float:
