@@ -280,15 +280,15 @@ def evaluate(
     concrete, like = isinstance(table, np.ndarray), jnp.asarray(points[0][0])
     sparse = concrete or support is not None
     if concrete:
-        support = np.abs(table) > _ZERO
-    elif support is None:
-        support = np.ones(table.shape, bool)
-    if support.sum() > _MAX_UNROLLED_TERMS or (not sparse and like.size <= _FEW_POINTS):
+        nonzero: Any = np.abs(table) > _ZERO
+    else:
+        nonzero = np.ones(table.shape, bool) if support is None else support
+    if nonzero.sum() > _MAX_UNROLLED_TERMS or (not sparse and like.size <= _FEW_POINTS):
         return _dense(table, bases)
     if not concrete:
         table = table.astype(like.dtype)
     outputs = [
-        jnp.asarray(_nested(t, s, bases), like.dtype) for t, s in zip(table, support, strict=True)
+        jnp.asarray(_nested(t, s, bases), like.dtype) for t, s in zip(table, nonzero, strict=True)
     ]
     return [jnp.broadcast_to(output, like.shape) for output in outputs]
 

@@ -1,7 +1,7 @@
 r"""Does superposition help? The paper's claims, matched controls, and where it could help at all.
 
-`experiments/records/evidence.md` has the protocol and what was found. The tasks, optimizers and numbers of runs
-stand in one table, `experiments/evidence/table.py`.
+`experiments/records/evidence.md` has the protocol and what was found. The tasks, optimizers and
+numbers of runs stand in one table, `experiments/evidence/table.py`.
 
 parts:
 {parts}
@@ -17,8 +17,8 @@ Examples:
   python -m experiments.evidence --quick
   python -m experiments.evidence --full --data ../shared/data --dry-run
   python -m experiments.evidence --full --data ../shared/data --parts paper tuned
-  python -m experiments.evidence --results experiments/results/evidence --report experiments/records/evidence.md \
-      --readme README.md
+  python -m experiments.evidence --results experiments/results/evidence \
+      --report experiments/records/evidence.md --readme README.md
 """
 
 from __future__ import annotations

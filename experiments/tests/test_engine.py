@@ -351,9 +351,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the data in {D
 @needs_data
 @pytest.mark.parametrize("name", ["clinc-domains", "characters", "stories", "word-problems"])
 def test_splits_of_real_tasks_differ_in_what_is_evaluated_alone(name):
-    validation, test = (
-        TASKS[name](DATA, split) for split in ("validation", "test")
-    )
+    validation, test = (TASKS[name](DATA, split) for split in ("validation", "test"))
     key = jax.random.key(0)
     data = validation.data(key)
     params = jax.eval_shape(validation.init, key)
