@@ -34,7 +34,8 @@ test: .venv/test ## Lint, type-check and test everything.
 test-slow: .venv/test ## Run the longest tests, which `make test` leaves out.
 	$(BIN)/pytest -m slow --numprocesses 2 --dist worksteal
 
-test-experiments: .venv/experiments ## Test the research in experiments/.
+test-experiments: .venv/experiments ## Type-check and test the research in experiments/.
+	$(BIN)/pyright --pythonpath $(BIN)/python experiments
 	$(BIN)/pytest experiments/tests -m "" --numprocesses 2 --dist worksteal
 
 test-peers: .venv/peers ## Run optax's own test suites on every form of the optimizer.
