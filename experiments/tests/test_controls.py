@@ -142,6 +142,8 @@ def test_every_contender_of_the_study_takes_a_finite_step_of_its_own():
         assert np.isfinite(steps[name]).all(), name
     assert (steps["zero"] == steps["adamw"]).all()
     for name, other in PAIRS:
+        if name in RETIRED:
+            continue
         assert not np.allclose(steps[name], steps[other]), (name, other)
     changed = [name for name in steps if name not in ("adamw", "zero", "adamw-twice")]
     assert all(not np.array_equal(steps[name], steps["adamw"]) for name in changed)
