@@ -10,7 +10,7 @@ import pytest
 
 import qsgd_jax as qsgd
 from experiments.evidence.controls import matched_control
-from experiments.evidence.superposed import KINDS, PAIRS, everything
+from experiments.evidence.superposed import KINDS, PAIRS, RETIRED, everything
 
 LAMBDA = 0.5
 EVERYWHERE = qsgd.Superposition(coverage="everywhere")
