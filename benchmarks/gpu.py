@@ -37,9 +37,9 @@ Run, each in a process of its own and in this order:
 
 Each part writes its results as it goes on. As it ends, its figures are printed, and written to
 gpu.json with the most that each should be: a run that is cut short keeps what it has. A part is
-stopped when its share of --seconds is over; what it leaves is the next one's. (Ten minutes less the
-time to install packages, which counts where they are carried.) log.txt holds all
-that the parts print. The exit status is 1 if a part fails or is stopped.
+stopped when its share of --seconds is over; what it leaves is the next one's. The default is ten
+minutes less the time to install packages where they are carried. log.txt holds all that the parts
+print. The exit status is 1 if a part fails or is stopped.
 
 It needs one GPU of 128 GB, and jax, flax, optax, orbax-checkpoint, hypothesis and pytest on
 Python 3.12. `make gpu-wheels` gathers into .gpu_wheels/ what else it needs, for a machine that
