@@ -6,55 +6,47 @@ import argparse
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import jax
 import optax
 
 import qsgd_jax as qsgd
+from benchmarks.arm import Arm, Build
 from benchmarks.devices import open_device
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One optimizer under test.
+def adamw(hyper: Mapping[str, Any], learning_rate: Any) -> optax.GradientTransformation:
+    """Build AdamW, with optax's β and ε, which are the paper's."""
+    return optax.adamw(learning_rate, weight_decay=hyper["weight_decay"])
 
-    Attributes:
-        label: What tables and figures call it.
-        settings: What it is, for `--help` and the results.
-        optimizer: From the command line's arguments and a seed to the optimizer. Only the state
-            that `init` returns may depend on the seed.
+
+def superposed(superposition: qsgd.Superposition | None = None, **options: Any) -> Build:
+    """Return what builds superpositional AdamW with these options.
+
+    Args:
+        superposition: Circuit, coverage and shots; `device` and `probe_shots` among the
+            hyperparameters replace its own.
+        options: Of `superpositional_adamw`.
     """
 
-    label: str
-    settings: str
-    optimizer: Callable[[argparse.Namespace, int], optax.GradientTransformation]
-
-
-def _adam(args: argparse.Namespace, seed: int) -> optax.GradientTransformation:
-    del seed  # AdamW is deterministic.
-    return optax.adamw(**_adamw_arguments(args))
-
-
-def superposed(
-    label: str, settings: str, superposition: qsgd.Superposition | None = None, **options: Any
-) -> Arm:
-    """Return the arm of superpositional AdamW with these options."""
-
-    def optimizer(args: argparse.Namespace, seed: int) -> optax.GradientTransformation:
-        chosen = _on_device(superposition, args.device, args.probe_shots)
+    def build(hyper: Mapping[str, Any], learning_rate: Any) -> optax.GradientTransformation:
         return qsgd.superpositional_adamw(
-            **_adamw_arguments(args), superposition=chosen, key=seed, **options
+            learning_rate,
+            weight_decay=hyper["weight_decay"],
+            superposition=_on_device(superposition, hyper.get("device"), hyper.get("probe_shots")),
+            key=jax.random.key(hyper["seed"]),
+            **options,
         )
 
-    return Arm(label, settings, optimizer)
+    return build
 
 
 @functools.cache
 def _on_device(
     superposition: qsgd.Superposition | None, name: str | None, probe_shots: int | None
 ) -> qsgd.Superposition:
-    """The same on the command line's device, if it names one; all seeds share its probe."""
+    """The same on another device, if one is named; all seeds share its probe."""
     chosen = superposition or qsgd.Superposition()
     changes: dict[str, Any] = {}
     if name is not None:
@@ -64,26 +56,23 @@ def _on_device(
     return dataclasses.replace(chosen, **changes)
 
 
-def _adamw_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The paper's β and ε; its learning rate and weight decay are the command line's defaults."""
-    return {
-        "learning_rate": args.learning_rate,
-        "b1": 0.9,
-        "b2": 0.999,
-        "eps": 1e-8,
-        "weight_decay": args.weight_decay,
-    }
-
-
 # The paper's four arms.
-ARMS: dict[str, Arm] = {
-    "adam": Arm("Adam", "optax.adamw", _adam),
-    "moments": superposed(
-        "moment updates", "weighed gradient into Adam, λ = 0.5", quantum_weight=0.5, weigh="moments"
+_PAPER = (
+    Arm("adam", "Adam", adamw, "optax.adamw"),
+    Arm(
+        "moments",
+        "moment updates",
+        superposed(quantum_weight=0.5, weigh="moments"),
+        "weighed gradient into Adam, λ = 0.5",
     ),
-    "lambda-0.1": superposed("λ = 0.1", "Eq. 1, λ = 0.1", quantum_weight=0.1, weigh="gradient"),
-    "lambda-0.5": superposed("λ = 0.5", "Eq. 1, λ = 0.5", quantum_weight=0.5, weigh="gradient"),
-}
+    Arm(
+        "lambda-0.1", "λ = 0.1", superposed(quantum_weight=0.1, weigh="gradient"), "Eq. 1, λ = 0.1"
+    ),
+    Arm(
+        "lambda-0.5", "λ = 0.5", superposed(quantum_weight=0.5, weigh="gradient"), "Eq. 1, λ = 0.5"
+    ),
+)
+ARMS = {arm.name: arm for arm in _PAPER}
 
 _OPTIMIZER_KEYS: Mapping[str, Callable[[str], Any]] = {"quantum_weight": float, "weigh": str}
 _SUPERPOSITION_KEYS: Mapping[str, Callable[[str], Any]] = {
@@ -103,12 +92,11 @@ _CIRCUIT_KEYS: Mapping[str, Callable[[str], Any]] = {
 KEYS = {**_OPTIMIZER_KEYS, **_SUPERPOSITION_KEYS, **_CIRCUIT_KEYS}
 
 
-def parse_arm(specification: str) -> tuple[str, Arm]:
-    """Read `NAME:key=value,key=value` into a name and an arm of superpositional AdamW.
+def parse_arm(specification: str) -> Arm:
+    """Read `NAME:key=value,key=value` into an arm of superpositional AdamW.
 
     Example:
-        >>> name, arm = parse_arm("wide:quantum_weight=0.5,weigh=update,coverage=everywhere")
-        >>> name
+        >>> parse_arm("wide:quantum_weight=0.5,weigh=update,coverage=everywhere").name
         'wide'
 
     Raises:
@@ -145,4 +133,4 @@ def parse_arm(specification: str) -> tuple[str, Arm]:
         qsgd.superpositional_adamw(1e-3, superposition=superposition, **chosen(_OPTIMIZER_KEYS))
     except (TypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{specification!r}: {error}") from None
-    return name, superposed(name, listed, superposition, **chosen(_OPTIMIZER_KEYS))
+    return Arm(name, name, superposed(superposition, **chosen(_OPTIMIZER_KEYS)), listed)

@@ -9,7 +9,7 @@ import argparse
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -23,11 +23,12 @@ from jaxtyping import PyTree
 import qsgd_jax as qsgd
 from benchmarks import reporting
 from benchmarks.arguments import not_negative, positive
-from benchmarks.arms import ARMS, KEYS, Arm, parse_arm, superposed
+from benchmarks.arm import Arm, Build
+from benchmarks.arms import KEYS, adamw, parse_arm, superposed
 from benchmarks.devices import DEVICES
 from benchmarks.llm import report
 from benchmarks.llm.checkpoints import CheckpointError, check_tensors, open_checkpoint
-from benchmarks.llm.gsm8k import Data, encode, epoch, read_problems
+from benchmarks.llm.gsm8k import GSM8K, Data, encode, epoch, read_problems
 from benchmarks.llm.memory import DoesNotFitError
 from benchmarks.llm.runs import RunError, Step, Task, claim, compile_step, finish, test_untrained
 from benchmarks.llm.text import Text, open_text
@@ -124,13 +125,13 @@ def _run(
     plans = [_plan(data, args, seed) for seed in range(args.seeds)]
 
     @cache
-    def step(make: Callable[..., optax.GradientTransformation], steps: int) -> Step:
-        return compile_step(task, args, make_optimizer(make, args, 0, steps))
+    def step(build: Build, steps: int) -> Step:
+        return compile_step(task, args, make_optimizer(build, args, 0, steps))
 
     for seed, (name, arm) in itertools.product(range(args.seeds), arms.items()):
         plan, folder = plans[seed], args.output / name / f"seed-{seed}"
-        optimizer = make_optimizer(arm.optimizer, args, seed, len(plan))
-        compiled = partial(step, arm.optimizer, len(plan))
+        optimizer = make_optimizer(arm.build, args, seed, len(plan))
+        compiled = partial(step, arm.build, len(plan))
         change = partial(_start, arm, args.precision)
         run = finish(task, args, arm, folder, optimizer, compiled, change, plan)
         runs[name].append({"seed": seed, **run})
@@ -163,9 +164,9 @@ def _start(arm: Arm, precision: str, params: PyTree) -> PyTree:
 
 
 def _arms(args: argparse.Namespace) -> dict[str, Arm]:
-    arms = {"adamw": Arm("AdamW", "optax.adamw", ARMS["adam"].optimizer)}
+    arms = {"adamw": Arm("adamw", "AdamW", adamw, "optax.adamw")}
     if args.control:
-        arms["control"] = Arm(CONTROL, "optax.adamw", ARMS["adam"].optimizer)
+        arms["control"] = Arm("control", CONTROL, adamw, "optax.adamw")
     if args.optimizer == "superpositional":
         for weight, weigh, coverage in itertools.product(
             args.quantum_weight, args.weigh, args.coverage
@@ -173,34 +174,30 @@ def _arms(args: argparse.Namespace) -> dict[str, Arm]:
             name = f"{weigh}-{coverage}-{weight}"
             if name in arms:
                 raise ValueError(f"--quantum-weight {weight} is there twice.")
-            arms[name] = superposed(
-                f"λ = {weight}, {weigh}, {coverage}",
-                f"quantum_weight={weight}, weigh={weigh}, coverage={coverage}",
-                qsgd.Superposition(coverage=coverage),
-                quantum_weight=weight,
-                weigh=weigh,
+            build = superposed(
+                qsgd.Superposition(coverage=coverage), quantum_weight=weight, weigh=weigh
             )
-    for name, arm in args.arm:
-        if name in arms or name == "control":
-            raise ValueError(f"--arm: there are two arms called {name!r}.")
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"--arm: {name!r} must be letters, digits, '_', '-' and '.'.")
-        arms[name] = arm
+            settings = f"quantum_weight={weight}, weigh={weigh}, coverage={coverage}"
+            arms[name] = Arm(name, f"λ = {weight}, {weigh}, {coverage}", build, settings)
+    for arm in args.arm:
+        if arm.name in arms or arm.name == "control":
+            raise ValueError(f"--arm: there are two arms called {arm.name!r}.")
+        if not re.fullmatch(r"\w[\w.-]*", arm.name):
+            raise ValueError(f"--arm: {arm.name!r} must be letters, digits, '_', '-' and '.'.")
+        arms[arm.name] = arm
     for arm in arms.values():
-        arm.optimizer(args, 0)  # to fail now rather than after the first arm has trained
+        # To fail now rather than after the first arm has trained.
+        arm.build(vars(args) | {"seed": 0}, args.learning_rate)
     return arms
 
 
 def make_optimizer(
-    make: Callable[..., optax.GradientTransformation],
-    args: argparse.Namespace,
-    seed: int,
-    steps: int,
+    build: Build, args: argparse.Namespace, seed: int, steps: int
 ) -> optax.GradientTransformation:
     """Return gradient clipping and the arm's optimizer under the schedule of a run."""
     schedule = warmup_and_decay(args.learning_rate, warmup_steps(args, steps), steps)
-    scheduled = argparse.Namespace(**vars(args) | {"learning_rate": schedule})
-    return optax.chain(optax.clip_by_global_norm(args.clip_norm), make(scheduled, seed))
+    optimizer = build(vars(args) | {"seed": seed}, schedule)
+    return optax.chain(optax.clip_by_global_norm(args.clip_norm), optimizer)
 
 
 def warmup_steps(args: argparse.Namespace, steps: int) -> int:
@@ -311,9 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("model and data")
     group.add_argument("--model", type=Path, required=True, metavar="PATH", help="see above")
-    group.add_argument(
-        "--data", type=Path, required=True, metavar="PATH", help="GSM8K's train.jsonl"
-    )
+    group.add_argument("--data", type=Path, required=True, metavar="PATH", help=f"GSM8K's {GSM8K}")
     group.add_argument(
         "--test-data", type=Path, metavar="PATH", help="default: test.jsonl beside --data"
     )

@@ -59,7 +59,7 @@ LARGE_QUANTUM_WEIGHT = 300.0
 Step = Callable[..., tuple[PyTree, optax.OptState, Float[Array, ""]]]
 
 
-class Task:
+class Epoch:
     """The model's initial weights, and the batches of one epoch."""
 
     def __init__(self) -> None:
@@ -82,14 +82,14 @@ class Training:
     """Flax's training by one optimizer."""
 
     def __init__(
-        self, task: Task, optimizer: optax.GradientTransformation, *, dropout: bool = True
+        self, epoch: Epoch, optimizer: optax.GradientTransformation, *, dropout: bool = True
     ):
         """Begin at the first batch."""
-        self.batches = list(zip(task.tokens, task.labels, strict=True))
-        self.params = jax.tree.map(jnp.copy, task.params)
+        self.batches = list(zip(epoch.tokens, epoch.labels, strict=True))
+        self.params = jax.tree.map(jnp.copy, epoch.params)
         self.state = optimizer.init(self.params)
         self.key = jax.random.key(0) if dropout else None
-        self.compiled = _compiled_step(task.graph, optimizer)
+        self.compiled = _compiled_step(epoch.graph, optimizer)
         self.steps = 0
 
     def step(self) -> float:
@@ -141,11 +141,11 @@ def optimizers(quantum_weight: float) -> dict[str, optax.GradientTransformation]
     }
 
 
-def exact_losses(task: Task, quantum_weight: float) -> dict[str, list[float]]:
+def exact_losses(epoch: Epoch, quantum_weight: float) -> dict[str, list[float]]:
     """The losses of five steps by each optimizer, without dropout."""
     losses = {}
     for name, optimizer in optimizers(quantum_weight).items():
-        run = Training(task, optimizer, dropout=False)
+        run = Training(epoch, optimizer, dropout=False)
         losses[name] = [run.step() for _ in range(5)]
     return losses
 
@@ -153,10 +153,10 @@ def exact_losses(task: Task, quantum_weight: float) -> dict[str, list[float]]:
 class Peer:
     """The peer's process; it ends with the `with` block."""
 
-    def __init__(self, python: str, task: Path, threads: int):
+    def __init__(self, python: str, epoch: Path, threads: int):
         """Start it and hear its hello."""
         self.process = subprocess.Popen(
-            [python, PEER, task, "--threads", str(threads)],
+            [python, PEER, epoch, "--threads", str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -184,12 +184,12 @@ class Peer:
         self.process.communicate()  # closes its input, which it takes as the end
 
 
-def check(peer: Peer, task: Task) -> dict[str, float]:
+def check(peer: Peer, epoch: Epoch) -> dict[str, float]:
     """Make sure that both train the same model by the same equation.
 
     Args:
-        peer: Started on `task`.
-        task: What both train.
+        peer: Started on `epoch`.
+        epoch: What both train.
 
     Returns:
         The error of the peer's weights, and the largest relative difference of the losses.
@@ -202,7 +202,7 @@ def check(peer: Peer, task: Task) -> dict[str, float]:
         raise RuntimeError(f"The peer's weights are off sin(π θ) by {error:.1e}.")
     theirs = peer.ask(f"check {LARGE_QUANTUM_WEIGHT}")
     off = 0.0
-    for name, losses in exact_losses(task, LARGE_QUANTUM_WEIGHT).items():
+    for name, losses in exact_losses(epoch, LARGE_QUANTUM_WEIGHT).items():
         difference = float(np.max(np.abs(np.divide(theirs[name], losses) - 1)))
         if not difference <= 1e-4:
             raise RuntimeError(
@@ -280,19 +280,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"argument --rounds: {args.rounds} is too few for an interval; at least 6")
 
     report: dict[str, Any] = {"benchmark": "peer_step", "provenance": reporting.provenance()}
-    task = Task()
+    epoch = Epoch()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "task.npz"
-        task.save(path)
+        path = Path(folder) / "epoch.npz"
+        epoch.save(path)
         try:
             peer = Peer(args.python, path, args.threads)
         except OSError as error:
             parser.error(f"argument --python: {error}")
         with peer:
             report["peer"] = peer.hello
-            report["check"] = check(peer, task)
+            report["check"] = check(peer, epoch)
             arms: dict[str, Callable[[], float]] = {
-                f"flax {name}": Training(task, optimizer).seconds
+                f"flax {name}": Training(epoch, optimizer).seconds
                 for name, optimizer in optimizers(0.5).items()
             }
             arms |= {f"torch {name}": partial(peer.ask, name) for name in optimizers(0.5)}

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import qsgd_jax as qsgd
 from benchmarks import reporting
-from benchmarks.peer_step import Task, Training, median
+from benchmarks.peer_step import Epoch, Training, median
 
 DESCRIPTION = """\
 Time whole training steps (forward, backward, optimizer) of the paper's text classifier, batch 32,
@@ -43,9 +43,9 @@ the root mean square over 1,000 random blocks.
 class Remote:
     """Training with a prober beside it."""
 
-    def __init__(self, task: Task, optimizer: Any, prober: qsgd.RemoteProber):
+    def __init__(self, epoch: Epoch, optimizer: Any, prober: qsgd.RemoteProber):
         """Begin without waiting for an answer."""
-        self.training, self.prober = Training(task, optimizer), prober
+        self.training, self.prober = Training(epoch, optimizer), prober
         self.refresh_seconds: list[float] = []
 
     def seconds(self) -> float:
@@ -61,15 +61,15 @@ def measure(
     device: Callable[[], Any], circuit: qsgd.Circuit, seconds: float, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Train for so many seconds; what a step took, and what became of the probes."""
-    task = Task()
+    epoch = Epoch()
     constant = qsgd.Superposition(circuit)
     refreshable = qsgd.Superposition(circuit, refreshable=True)
     with qsgd.RemoteProber(device, circuit, **options) as prober:
-        remote = Remote(task, qsgd.superpositional_adamw(1e-3, superposition=refreshable), prober)
+        remote = Remote(epoch, qsgd.superpositional_adamw(1e-3, superposition=refreshable), prober)
         arms: dict[str, Callable[[], float]] = {
-            "adamw": Training(task, optax.adamw(1e-3)).seconds,
+            "adamw": Training(epoch, optax.adamw(1e-3)).seconds,
             "lightning.qubit": Training(
-                task, qsgd.superpositional_adamw(1e-3, superposition=constant)
+                epoch, qsgd.superpositional_adamw(1e-3, superposition=constant)
             ).seconds,
             "remote": remote.seconds,
         }

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
+import optax
 from flax import nnx
 from tqdm import tqdm
 
 from benchmarks import attention_figures, comparison, datasets, reporting, training
 from benchmarks.arguments import positive
-from benchmarks.arms import ARMS, KEYS, Arm, parse_arm
+from benchmarks.arm import Arm
+from benchmarks.arms import ARMS, KEYS, parse_arm
 from benchmarks.curves import plot_curves
 from benchmarks.datasets import Dataset
 from benchmarks.devices import DEVICES
-from benchmarks.training import Result, Run
+from benchmarks.training import Run, TrainedRuns
 from qsgd_jax.nn.attention import AttentionReadout
 
 DESCRIPTION = """\
@@ -83,7 +85,7 @@ class Trained(NamedTuple):
     label: str
     settings: str
     quantum: bool
-    result: Result
+    result: TrainedRuns
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,14 +93,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     arms = {name: ARMS[name] for name in args.arms}
-    for name, arm in args.arm:
-        if name in arms or name in (other.label for other in arms.values()):
-            parser.error(f"argument --arm: there are two arms called {name!r}")
-        arms[name] = arm
+    for arm in args.arm:
+        if arm.name in arms or arm.name in (other.label for other in arms.values()):
+            parser.error(f"argument --arm: there are two arms called {arm.name!r}")
+        arms[arm.name] = arm
     try:
         args.output.mkdir(parents=True, exist_ok=True)  # to fail now rather than after training
         for arm in arms.values():
-            arm.optimizer(args, 0)
+            _optimizer(arm, args, 0)
         dataset = _load(args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
@@ -106,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     trained = {
         name if attention == "classical" else f"{name}, {attention}": _train(
-            name, arm, attention == "quantum", dataset, args
+            arm, attention == "quantum", dataset, args
         )
         for name, arm in arms.items()
         for attention in dict.fromkeys(args.attention)
@@ -202,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="PATH",
-        help="folder with CLINC150's data_full.json and domains.json",
+        help=f"folder with CLINC150's {datasets.CLINC150}",
     )
     data.add_argument(
         "--labels",
@@ -254,7 +256,7 @@ def _load(args: argparse.Namespace) -> Dataset:
             **({"train_size": args.train_size} if args.train_size else {})
         )
     elif args.data is None:
-        raise ValueError("--dataset clinc150 needs --data PATH")
+        raise ValueError(f"--dataset clinc150 needs --data PATH, a folder with {datasets.CLINC150}")
     else:
         dataset = datasets.clinc150(args.data, args.labels, train_size=args.train_size)
     if len(dataset.train.labels) < args.batch_size:
@@ -273,9 +275,11 @@ def _describe(dataset: Dataset) -> None:
     print(f"{dataset.name}: {sizes} examples, {dataset.n_classes} classes{best}")
 
 
-def _train(
-    name: str, arm: Arm, quantum: bool, dataset: Dataset, args: argparse.Namespace
-) -> Trained:
+def _optimizer(arm: Arm, args: argparse.Namespace, seed: int) -> optax.GradientTransformation:
+    return arm.build(vars(args) | {"seed": seed}, args.learning_rate)
+
+
+def _train(arm: Arm, quantum: bool, dataset: Dataset, args: argparse.Namespace) -> Trained:
     label = f"{arm.label}, quantum" if quantum else arm.label
     with tqdm(total=args.epochs * args.seeds, desc=f"{label:24}", unit="epoch") as bar:
 
@@ -289,7 +293,7 @@ def _train(
             bar.update()
 
         result = training.train(
-            partial(arm.optimizer, args),
+            partial(_optimizer, arm, args),
             dataset,
             seeds=range(args.seeds),
             epochs=args.epochs,
@@ -302,7 +306,7 @@ def _train(
             },
             diagnose=attention_figures.sizes if quantum else None,
         )
-    return Trained(name, label, arm.settings, quantum, result)
+    return Trained(arm.name, label, arm.settings, quantum, result)
 
 
 def _report(
@@ -317,7 +321,7 @@ def _report(
     return {
         "benchmark": "text_classification",
         "provenance": reporting.provenance(),
-        "arguments": arguments | {"arm": [name for name, _ in args.arm]},
+        "arguments": arguments | {"arm": [arm.name for arm in args.arm]},
         "dataset": {
             "name": dataset.name,
             "train": len(dataset.train.labels),

@@ -64,7 +64,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainedRuns:
     """The runs of one arm, the structure of their models, and the time they took together."""
 
     graph: nnx.GraphDef
@@ -83,7 +83,7 @@ def train(
     on_epoch: Callable[[Sequence[Run]], None],
     model: Mapping[str, Any] = MappingProxyType({}),
     diagnose: Callable[[QuantumTransformer, Tokens], Any] | None = None,
-) -> Result:
+) -> TrainedRuns:
     """Train every seed and test it.
 
     The seeds take turns on one thread per core, an epoch at a time. XLA keeps one core busy with
@@ -162,7 +162,7 @@ def train(
     for run in runs:
         loss, accuracy = evaluate(run.params, *test)
         run.test_loss, run.test_accuracy = float(loss), float(accuracy)
-    return Result(graph, runs, compile_seconds, time.perf_counter() - started)
+    return TrainedRuns(graph, runs, compile_seconds, time.perf_counter() - started)
 
 
 def new_model(

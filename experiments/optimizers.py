@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-import qsgd_jax as qsgd
-from experiments.engine.contender import Build, Contender
+from benchmarks.arms import adamw, superposed
+from experiments.engine.contender import Contender
 
 # Lion's steps are larger: its authors advise lower rates, and as much more decay.
 LION_LEARNING_RATES = (10**-5.0, 10**-2.5)
@@ -45,10 +45,6 @@ def cautious(inner: optax.GradientTransformation) -> optax.GradientTransformatio
     return optax.GradientTransformation(inner.init, update)
 
 
-def _adamw(hyper: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
-    return optax.adamw(schedule, weight_decay=hyper["weight_decay"])
-
-
 def _nesterov(hyper: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
     return optax.adamw(schedule, weight_decay=hyper["weight_decay"], nesterov=True)
 
@@ -72,22 +68,19 @@ def _schedule_free(
     return optax.contrib.schedule_free_adamw(rate, weight_decay=hyper["weight_decay"])
 
 
-def _paper(**options: Any) -> Build:
-    def build(hyper: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
-        return qsgd.superpositional_adamw(
-            schedule, weight_decay=hyper["weight_decay"], quantum_weight=0.5, **options
-        )
-
-    return build
-
-
 def classical() -> dict[str, Contender]:
     """Return the contenders by name, AdamW first."""
     contenders: list[Contender] = [
-        Contender("adamw", "AdamW", _adamw),
+        Contender("adamw", "AdamW", adamw),
         Contender("cautious", "Cautious AdamW", _cautious),
         Contender("nesterov", "AdamW, Nesterov", _nesterov),
-        Contender("lion", "Lion", _lion, LION_LEARNING_RATES, LION_WEIGHT_DECAYS),
+        Contender(
+            "lion",
+            "Lion",
+            _lion,
+            learning_rate=LION_LEARNING_RATES,
+            weight_decay=LION_WEIGHT_DECAYS,
+        ),
         Contender(
             "schedule-free",
             "schedule-free AdamW",
@@ -95,7 +88,15 @@ def classical() -> dict[str, Contender]:
             cosine=False,
             evaluated=optax.contrib.schedule_free_eval_params,
         ),
-        Contender("paper", "paper, Eq. 1, λ = 0.5", _paper(weigh="gradient")),
-        Contender("paper-moments", "paper, moment updates", _paper(weigh="moments")),
+        Contender(
+            "paper",
+            "paper, Eq. 1, λ = 0.5",
+            superposed(quantum_weight=0.5, weigh="gradient"),
+        ),
+        Contender(
+            "paper-moments",
+            "paper, moment updates",
+            superposed(quantum_weight=0.5, weigh="moments"),
+        ),
     ]
     return {contender.name: contender for contender in contenders}

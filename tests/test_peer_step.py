@@ -28,18 +28,18 @@ LOSSES = {"adamw": [2.3, 2.2], "superpositional": [2.3, 2.1]}
 
 
 @pytest.fixture(scope="module")
-def task():
+def epoch():
     """With one layer, which compiles in half the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "QuantumTransformer", partial(QuantumTransformer, layers=1))
-        yield peer_step.Task()
+        yield peer_step.Epoch()
 
 
 @pytest.fixture
-def measure(tmp_path, monkeypatch, task):
+def measure(tmp_path, monkeypatch, epoch):
     """Run the benchmark beside a peer that claims these losses and this error of its weights."""
     monkeypatch.setattr(peer_step, "exact_losses", lambda *_: LOSSES)
-    monkeypatch.setattr(peer_step, "Task", lambda: task)
+    monkeypatch.setattr(peer_step, "Epoch", lambda: epoch)
 
     def run(claimed, error=1e-15):
         path = tmp_path / "fake.py"
@@ -74,9 +74,9 @@ def test_a_peer_whose_weights_are_no_sines_is_refused(measure):
 
 
 @pytest.mark.slow
-def test_one_step_is_adamw_and_eq_1(task):
+def test_one_step_is_adamw_and_eq_1(epoch):
     plain, superposed = (
-        peer_step.Training(task, optimizer, dropout=False)
+        peer_step.Training(epoch, optimizer, dropout=False)
         for optimizer in peer_step.optimizers(peer_step.LARGE_QUANTUM_WEIGHT).values()
     )
     assert plain.step() == pytest.approx(superposed.step())
@@ -87,7 +87,7 @@ def test_one_step_is_adamw_and_eq_1(task):
         q.flat[4:] = 0
         return after_adamw - 1e-3 * peer_step.LARGE_QUANTUM_WEIGHT * q
 
-    expected = jax.tree.map(eq_1, task.params, first_moment, plain.params)
+    expected = jax.tree.map(eq_1, epoch.params, first_moment, plain.params)
     for result, value in zip(
         jax.tree.leaves(superposed.params), jax.tree.leaves(expected), strict=True
     ):

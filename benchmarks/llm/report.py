@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 
-from benchmarks.arms import Arm
+from benchmarks.arm import Arm
 from benchmarks.reporting import finite, print_table, t_interval
 
 FIGURES = ("train_loss", "test_nll", "exact_match")

@@ -23,7 +23,7 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from benchmarks import reporting
-from benchmarks.arms import Arm
+from benchmarks.arm import Arm
 from benchmarks.llm import memory
 from benchmarks.llm.checkpoints import (
     Checkpoint,

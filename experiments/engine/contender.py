@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import optax
 from jaxtyping import Float, PyTree
 from scipy.stats import qmc
 
+from benchmarks.arm import Arm
+
 Hyper = dict[str, float]
-Build = Callable[[Mapping[str, Any], optax.Schedule], optax.GradientTransformation]
 BASELINE = "adamw"
 WARMUP = (0.0, 0.2)  # share of the run
 ADAM_LEARNING_RATES = (10**-4.0, 10**-1.5)
@@ -23,32 +22,24 @@ TRIALS_SEED = 2511
 
 
 @dataclass(frozen=True)
-class Contender:
-    """An optimizer under test.
+class Contender(Arm):
+    """An optimizer under test whose hyperparameters, which may be traced, are tuned.
 
     Attributes:
-        name: What files and the command line call it.
-        label: What tables and figures call it.
-        build: From the hyperparameters, which may be traced, and the schedule to the optimizer.
         learning_rate: Range of the log-uniform search.
         weight_decay: Range of the log-uniform search.
         quantum_weight: Range of the log-uniform search of λ, where λ is tuned.
         effort: How many times as many hyperparameters are tried as of the others.
         cosine: Whether the learning rate decays.
         evaluated: From the optimizer's state and parameters to those to evaluate.
-        settings: What else its results depend on, numbers of a gate say, to tell results apart.
     """
 
-    name: str
-    label: str
-    build: Build
     learning_rate: tuple[float, float] = ADAM_LEARNING_RATES
     weight_decay: tuple[float, float] = ADAM_WEIGHT_DECAYS
     quantum_weight: tuple[float, float] | None = None
     effort: int = 1
     cosine: bool = True
     evaluated: Callable[[PyTree, PyTree], PyTree] = lambda opt_state, params: params
-    settings: str = ""
 
     def trials(self, count: int) -> list[Hyper]:
         """Return the settings to try: the same points of the unit cube for every contender.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from benchmarks import reporting
 from experiments.engine.contender import Hyper
-from experiments.engine.workload import Split
+from experiments.engine.workload import SplitName
 
 Phase = Literal["tuning", "final", "robustness"]
 Result = dict[str, Any]
@@ -48,7 +48,7 @@ class Job:
     points: int
 
     @property
-    def split(self) -> Split:
+    def split(self) -> SplitName:
         """What the evaluations read."""
         return "test" if self.phase == "final" else "validation"
 

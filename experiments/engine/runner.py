@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from experiments.engine.contender import Contender
 from experiments.engine.results import Job, Result, Results, identity
-from experiments.engine.workload import Curves, Split, Workload, learning_rates, training_run
+from experiments.engine.workload import Curves, SplitName, Workload, learning_rates, training_run
 
-Open = Callable[[str, Split], Workload]
+Open = Callable[[str, SplitName], Workload]
 
 
 class Bench:
@@ -72,7 +72,7 @@ class Bench:
             found[-1].append(job)
         return [group for found in groups.values() for group in found]
 
-    def workload(self, name: str, split: Split) -> Workload:
+    def workload(self, name: str, split: SplitName) -> Workload:
         """Return a task, built at the first call."""
         return self._once_for("workload", name, split).get(lambda: self._open(name, split))
 

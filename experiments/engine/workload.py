@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 Scalar = Float[Array, ""]
 KeyArray = Key[Array, ""]
-Split = Literal["validation", "test"]
+SplitName = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,8 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="PATH",
-        help="folder with clinc150 and tinyshakespeare; without it their tasks are left out",
+        help="folder with clinc150 and tinyshakespeare, without which their tasks are left out; "
+        "what is missing there is named with its source",
     )
     tasks = [task for part in PARTS.values() for task in part.horizons]
     add(

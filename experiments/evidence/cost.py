@@ -12,7 +12,7 @@ from tqdm import trange
 
 from experiments.engine.contender import BASELINE, Contender
 from experiments.engine.runner import Bench
-from experiments.engine.workload import Split, Workload
+from experiments.engine.workload import SplitName, Workload
 from experiments.evidence.table import PUBLISHED_HYPER, TOPICS, TOPICS_ATTENTION, Part
 
 EPOCH = 125  # steps
@@ -28,7 +28,7 @@ ARMS = (
 
 
 def epoch_seconds(
-    open_workload: Callable[[str, Split], Workload],
+    open_workload: Callable[[str, SplitName], Workload],
     known: Mapping[str, Contender],
     rounds: int,
     *,
@@ -49,7 +49,7 @@ def epoch_seconds(
     cases = [(TOPICS, name) for name in arms] + [(TOPICS_ATTENTION, BASELINE)]
     part = Part("", dict.fromkeys((TOPICS, TOPICS_ATTENTION), steps), tuple(arms), points=1)
 
-    def without_evaluation(name: str, split: Split) -> Workload:
+    def without_evaluation(name: str, split: SplitName) -> Workload:
         return dataclasses.replace(
             open_workload(name, split),
             validation_loss=lambda params, data: jnp.zeros(()),

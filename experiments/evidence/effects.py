@@ -142,7 +142,7 @@ class Reached:
     trial: tuple[str, float]
 
 
-class Task:
+class TaskResults:
     """The results of one task.
 
     Args:

@@ -14,11 +14,11 @@ from benchmarks import reporting
 from experiments.engine.contender import BASELINE
 from experiments.engine.report import panels, save
 from experiments.evidence import stability
-from experiments.evidence.effects import Effect, Pair, Task
+from experiments.evidence.effects import Effect, Pair, TaskResults
 from experiments.evidence.study import Study, is_landscape
 from experiments.evidence.superposed import PAIRS, SWEEPS, SWEPT_ARMS
 from experiments.evidence.table import DIMENSIONS, LANDSCAPE_ARMS, PUBLISHED, SWEPT, TOPICS
-from experiments.workloads import landscapes
+from experiments.workloads import nonconvex
 
 CURVES = (BASELINE, "cautious", "paper", "noise", "everywhere", "circuit")
 
@@ -55,7 +55,7 @@ def draw(folder: Path, stem: str, study: Study) -> dict[str, str]:
     return names
 
 
-def _curves(path: Path, study: Study, tasks: list[Task]) -> None:
+def _curves(path: Path, study: Study, tasks: list[TaskResults]) -> None:
     figure, axes = panels(len(tasks), 3.0)
     for panel, task in zip(axes, tasks, strict=True):
         for color, name in enumerate(CURVES):
@@ -76,7 +76,7 @@ def _curves(path: Path, study: Study, tasks: list[Task]) -> None:
     save(figure, path)
 
 
-def _forest(path: Path, study: Study, tasks: list[Task]) -> None:
+def _forest(path: Path, study: Study, tasks: list[TaskResults]) -> None:
     """Effects against AdamW, and below them those against controls, a column a task."""
     effects = [
         task.against_baseline(name for name in task.contenders if name not in SWEPT_ARMS)
@@ -123,11 +123,11 @@ def _name(study: Study, pair: Pair) -> str:
     return one if pair[1] == BASELINE else f"{one} − {other}"
 
 
-def _swept(tasks: list[Task]) -> list[Task]:
+def _swept(tasks: list[TaskResults]) -> list[TaskResults]:
     return [task for task in tasks if SWEPT_ARMS & set(task.contenders)]
 
 
-def _sweep(path: Path, tasks: list[Task]) -> None:
+def _sweep(path: Path, tasks: list[TaskResults]) -> None:
     """Differences to AdamW over λ, and over shots where they were run."""
     drawn = {
         (task, x): {
@@ -148,7 +148,7 @@ def _sweep(path: Path, tasks: list[Task]) -> None:
     save(figure, path)
 
 
-def _line(panel: Axes, task: Task, names: dict[float, str], label: str) -> None:
+def _line(panel: Axes, task: TaskResults, names: dict[float, str], label: str) -> None:
     effects = task.against_baseline(names.values())
     known = [value for value, name in names.items() if (name, BASELINE) in effects]
     means = np.array([effect.difference.mean for effect in effects.values()])
@@ -157,7 +157,7 @@ def _line(panel: Axes, task: Task, names: dict[float, str], label: str) -> None:
     panel.errorbar(known, means, yerr=errors, fmt="o-", ms=3, lw=1, capsize=2, label=label)
 
 
-def _finish(panel: Axes, task: Task, x: str) -> None:
+def _finish(panel: Axes, task: TaskResults, x: str) -> None:
     panel.axhline(0, color="0.6", lw=0.8)
     panel.set_xscale("log")
     panel.set(
@@ -169,7 +169,7 @@ def _finish(panel: Axes, task: Task, x: str) -> None:
 
 
 def _landscapes(path: Path, study: Study) -> None:
-    names = [name for name in landscapes.NAMES if _dimensions(study, name)]
+    names = [name for name in nonconvex.NAMES if _dimensions(study, name)]
     figure, axes = panels(len(names), 2.6)
     for panel, landscape in zip(axes, names, strict=True):
         dimensions = _dimensions(study, landscape)

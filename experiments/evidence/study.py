@@ -14,11 +14,18 @@ import numpy as np
 from experiments.engine.contender import BASELINE
 from experiments.engine.results import read_results
 from experiments.engine.statistics import Comparison, Estimate
-from experiments.evidence.effects import ACCURACY, LOSS, Measure, Task, ratio_of_medians, success
+from experiments.evidence.effects import (
+    ACCURACY,
+    LOSS,
+    Measure,
+    TaskResults,
+    ratio_of_medians,
+    success,
+)
 from experiments.evidence.superposed import RETIRED, everything
 from experiments.evidence.table import PARTS, PUBLISHED, SWEPT, split_name
 from experiments.optimizers import classical
-from experiments.workloads import landscapes
+from experiments.workloads import nonconvex
 
 RESULTS = ("results.jsonl", "results.jsonl.gz")
 MEASURED = ("stability", "norms", "cost", "provenance")
@@ -43,19 +50,19 @@ class Study:
     cost: Mapping[str, Any]
     provenance: Mapping[str, Any]
 
-    def task(self, workload: str, target: float | None = None) -> Task:
+    def task(self, workload: str, target: float | None = None) -> TaskResults:
         """Return the results of a task with its measure.
 
         Args:
             workload: The task's name.
-            target: As in `Task`.
+            target: As in `TaskResults`.
         """
         measure = self._measure(workload)
-        return Task(self.comparison, workload, measure, target, list(self.labels))
+        return TaskResults(self.comparison, workload, measure, target, list(self.labels))
 
     def _measure(self, workload: str) -> Measure:
         if is_landscape(workload):
-            return success(landscapes.landscape(*split_name(workload)).tolerance)
+            return success(nonconvex.landscape(*split_name(workload)).tolerance)
         runs = self.comparison.runs(workload, BASELINE).values()
         return ACCURACY if "accuracy" in next(iter(runs)) else LOSS
 
@@ -66,7 +73,7 @@ class Study:
         return [name for name in known if name in self.comparison.workloads]
 
     @property
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[TaskResults]:
         """All but the landscapes, each with its target."""
         names = [name for name in self.workloads if not is_landscape(name)]
         return [
@@ -94,7 +101,7 @@ def is_landscape(workload: str) -> bool:
     Args:
         workload: The task's name.
     """
-    return workload.rpartition("-")[0] in landscapes.NAMES
+    return workload.rpartition("-")[0] in nonconvex.NAMES
 
 
 def read_study(folder: Path) -> Study:

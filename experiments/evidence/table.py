@@ -9,9 +9,9 @@ from pathlib import Path
 
 from experiments.engine.contender import BASELINE, Contender, Hyper
 from experiments.engine.plan import Plan
-from experiments.engine.workload import Split, Workload
+from experiments.engine.workload import SplitName, Workload
 from experiments.evidence.superposed import KINDS, RETIRED, SWEEP, SWEPT_ARMS
-from experiments.workloads import classification, landscapes
+from experiments.workloads import classification, nonconvex
 from experiments.workloads.real import HELD_OUT
 
 PUBLISHED = ", published settings"
@@ -180,7 +180,7 @@ PARTS: dict[str, Part] = {
     ),
     "landscapes": Part(
         "Non-convex landscapes in 2 to 200 dimensions",
-        {f"{name}-{n}": 2000 for name in landscapes.NAMES for n in DIMENSIONS},
+        {f"{name}-{n}": 2000 for name in nonconvex.NAMES for n in DIMENSIONS},
         LANDSCAPE_ARMS,
         seeds=50,
         tuning_seeds=5,
@@ -199,7 +199,7 @@ def needs_data(workload: str) -> bool:
     return workload in REAL
 
 
-def open_workload(data: Path, name: str, split: Split) -> Workload:
+def open_workload(data: Path, name: str, split: SplitName) -> Workload:
     """Return a task of the table.
 
     Args:
@@ -215,7 +215,7 @@ def open_workload(data: Path, name: str, split: Split) -> Workload:
         return classification.digits(plain, train_size, wrong, split=split)
     if plain in (TOPICS, TOPICS_ATTENTION):
         return classification.topic_order(quantum=plain == TOPICS_ATTENTION, split=split)
-    return landscapes.landscape(*split_name(plain)).workload
+    return nonconvex.landscape(*split_name(plain)).workload
 
 
 def split_name(workload: str) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from experiments.evidence.effects import (
     ACCURACY,
     EXCESS,
     Effect,
-    Task,
+    TaskResults,
     Values,
     effect_of,
     ratio_of_medians,
@@ -69,14 +69,14 @@ def claims(study: Study) -> str:
     return markdown_table(CLAIM_COLUMNS, rows)
 
 
-def _claimed_accuracy(task: Task | None) -> str:
+def _claimed_accuracy(task: TaskResults | None) -> str:
     if task is None or MAIN not in task.contenders:
         return "–"
     (effect,) = task.effects([(MAIN, BASELINE)]).values()
     return f"{_show(effect.difference, 'points')}, p = {p_value(effect.p)}, {effect.seeds} seeds"
 
 
-def _until(task: Task | None) -> Estimate | None:
+def _until(task: TaskResults | None) -> Estimate | None:
     if task is None or MAIN not in task.contenders:
         return None
     runs = [{run["seed"]: run for run in task.runs(name)} for name in (MAIN, BASELINE)]
@@ -107,7 +107,7 @@ def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−").replace("inf", "∞")
 
 
-def task_table(study: Study, task: Task) -> str:
+def task_table(study: Study, task: TaskResults) -> str:
     """Return what everyone reaches on a task, without the sweeps.
 
     Args:
@@ -228,7 +228,7 @@ def landscape_tables(study: Study) -> tuple[str, str]:
     success_rows, excess_rows = [], []
     for workload in filter(is_landscape, study.workloads):
         task = study.task(workload)
-        excess = Task(study.comparison, workload, EXCESS, 0.0, list(study.labels))
+        excess = TaskResults(study.comparison, workload, EXCESS, 0.0, list(study.labels))
         names = [name for name in LANDSCAPE_ARMS if name in task.contenders]
         effects = {pair[0]: effect.p for pair, effect in task.against_baseline(names).items()}
         ends = {name: EXCESS.final(excess.runs(name)) for name in names}

@@ -53,7 +53,7 @@ def sgd(name, factor=1.0, learning_rate=(0.003, 0.1)):
             optax.scale_by_learning_rate(lambda count: factor * schedule(count)),
         )
 
-    return Contender(name, name, build, learning_rate, (1e-6, 1e-5))
+    return Contender(name, name, build, learning_rate=learning_rate, weight_decay=(1e-6, 1e-5))
 
 
 class Counting(Bench):

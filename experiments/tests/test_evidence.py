@@ -24,7 +24,14 @@ from experiments.engine.statistics import Comparison, holm
 from experiments.engine.workload import Workload
 from experiments.evidence import cost, norms, table
 from experiments.evidence import report as evidence_report
-from experiments.evidence.effects import ACCURACY, LOSS, Task, ratio_of_medians, slopes, success
+from experiments.evidence.effects import (
+    ACCURACY,
+    LOSS,
+    TaskResults,
+    ratio_of_medians,
+    slopes,
+    success,
+)
 from experiments.evidence.study import read_study
 from experiments.evidence.superposed import PAIRS, RETIRED, SWEEPS, everything
 from experiments.evidence.tables import claims
@@ -62,7 +69,7 @@ def drawn(rng, effects, seeds=20, spread=0.01, noise=0.005):
         for name, found in values.items()
         for seed, value in enumerate(found)
     ]
-    return Task(Comparison(lines), "topic-order", ACCURACY)
+    return TaskResults(Comparison(lines), "topic-order", ACCURACY)
 
 
 # --- Planted and null effects ---------------------------------------------------------------------
@@ -158,7 +165,7 @@ def studied(tmp_path_factory):
 
 
 def test_through_the_runner_the_better_arm_is_found_and_the_double_is_not(studied):
-    task = Task(Comparison(read_results(studied[1])), "topic-order", ACCURACY)
+    task = TaskResults(Comparison(read_results(studied[1])), "topic-order", ACCURACY)
     effects = task.against_baseline()
     assert effects["noise", "adamw"].difference.low > 5
     assert effects["noise", "adamw"].p < 0.001
@@ -168,7 +175,7 @@ def test_through_the_runner_the_better_arm_is_found_and_the_double_is_not(studie
 
 
 def test_hopeless_arms_get_no_final_runs_and_are_named(studied):
-    task = Task(Comparison(read_results(studied[1])), "topic-order", ACCURACY)
+    task = TaskResults(Comparison(read_results(studied[1])), "topic-order", ACCURACY)
     assert task.without_finals == task.screened(0.5) == ["signs"]
     assert task.screened(1e9) == ["signs"]  # which diverged
     # In the order in which their runs ended, which is up to the threads.
@@ -177,7 +184,7 @@ def test_hopeless_arms_get_no_final_runs_and_are_named(studied):
 
 def test_twice_the_effort_is_twice_the_trials_each_with_every_tuning_seed(studied):
     plan, path = studied
-    task = Task(Comparison(read_results(path)), "topic-order", ACCURACY)
+    task = TaskResults(Comparison(read_results(path)), "topic-order", ACCURACY)
     assert task.reached("adamw").trials == 2 * 3
     assert task.reached("adamw-twice").trials == 2 * 2 * 3
     assert plan.runs(plan.contenders["adamw-twice"]) == 2 * 2 * 3 + 20
@@ -223,7 +230,7 @@ def test_the_target_is_reached_between_two_points_or_never():
         line("noise", 0, [0.0, 0.5, 0.6]),
     ]
     lines = [one | {"validation": [2.0, 1.5, 1.0]} for one in lines]
-    task = Task(Comparison(lines), "topic-order", ACCURACY, target=75.0)
+    task = TaskResults(Comparison(lines), "topic-order", ACCURACY, target=75.0)
     assert task.until_target(task.runs("adamw")).tolist() == [0.75]
     assert task.until_target(task.runs("paper")).tolist() == [0.375]
     reached = task.reached("noise")
@@ -268,7 +275,7 @@ def test_at_equal_settings_the_luck_of_a_trial_does_not_count():
         *tuned("paper", "2", 0.3, [0.5, 0.5]),
         *tuned("paper", "wider-0", 0.5, [0.1, 0.1]),
     ]
-    task = Task(Comparison(lines), "topic-order", ACCURACY)
+    task = TaskResults(Comparison(lines), "topic-order", ACCURACY)
     median, lower, count = task.at_equal_settings("paper") or (0, 0, 0)
     assert median == pytest.approx(100 * ((0.5 + 1.1) / 2 - 1))
     assert (lower, count) == (1, 2)

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 from benchmarks import datasets, training
 from benchmarks.datasets import Dataset
-from experiments.engine.workload import KeyArray, Scalar, Split, Workload
+from experiments.engine.workload import KeyArray, Scalar, SplitName, Workload
 from experiments.workloads import examples, models
 
 BATCH_SIZE = 32  # the paper's
@@ -30,7 +30,7 @@ def classifier(
     *,
     width: int = 64,
     quantum: bool = False,
-    split: Split = "validation",
+    split: SplitName = "validation",
 ) -> Workload:
     """The paper's transformer on a data set.
 
@@ -67,7 +67,7 @@ def classifier(
     )
 
 
-def topic_order(*, quantum: bool = False, split: Split = "validation") -> Workload:
+def topic_order(*, quantum: bool = False, split: SplitName = "validation") -> Workload:
     """The synthetic task of `benchmarks/datasets.py` with the paper's transformer.
 
     Args:
@@ -81,7 +81,7 @@ def topic_order(*, quantum: bool = False, split: Split = "validation") -> Worklo
 
 
 def digits(
-    name: str, train_size: int, wrong_labels: float = 0.0, *, split: Split = "validation"
+    name: str, train_size: int, wrong_labels: float = 0.0, *, split: SplitName = "validation"
 ) -> Workload:
     """A perceptron of 64 hidden units on scikit-learn's digits of 8 × 8 pixels.
 

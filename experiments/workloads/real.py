@@ -24,7 +24,7 @@ from benchmarks import datasets
 from benchmarks.llm.checkpoints import load_model, open_checkpoint
 from benchmarks.llm.gsm8k import read_problems
 from benchmarks.llm.text import open_text
-from experiments.engine.workload import KeyArray, Scalar, Split, Workload
+from experiments.engine.workload import KeyArray, Scalar, SplitName, Workload
 from experiments.workloads import models
 from experiments.workloads.classification import classifier
 
@@ -34,7 +34,7 @@ CHUNK = 32  # of them at a time
 
 
 def clinc150(
-    folder: Path, labels: str, *, width: int = 64, split: Split = "validation"
+    folder: Path, labels: str, *, width: int = 64, split: SplitName = "validation"
 ) -> Workload:
     """The paper's transformer, without quantum attention, on requests to an assistant.
 
@@ -53,7 +53,7 @@ def clinc150(
     return classifier(_named(f"clinc-{labels}", width), dataset, width=width, split=split)
 
 
-def characters(file: Path, *, width: int = 64, split: Split = "validation") -> Workload:
+def characters(file: Path, *, width: int = 64, split: SplitName = "validation") -> Workload:
     """A small causal transformer that predicts the next character of Shakespeare.
 
     Args:
@@ -68,7 +68,7 @@ def characters(file: Path, *, width: int = 64, split: Split = "validation") -> W
     return _characters(_named("characters", width), file.read_text(), width, split)
 
 
-def word_problems(file: Path, *, split: Split = "validation") -> Workload:
+def word_problems(file: Path, *, split: SplitName = "validation") -> Workload:
     """The transformer of `characters` on problems of GSM8K and their solutions.
 
     Args:
@@ -85,7 +85,7 @@ def word_problems(file: Path, *, split: Split = "validation") -> Workload:
     return _characters("word-problems", text, 64, split)
 
 
-def _characters(name: str, text: str, width: int, split: Split) -> Workload:
+def _characters(name: str, text: str, width: int, split: SplitName) -> Workload:
     known, ids = np.unique(list(text), return_inverse=True)
 
     def new_model(key: KeyArray) -> tuple[nnx.GraphDef, PyTree]:
@@ -100,7 +100,7 @@ def _characters(name: str, text: str, width: int, split: Split) -> Workload:
     )
 
 
-def stories(folder: Path, file: Path, *, split: Split = "validation") -> Workload:
+def stories(folder: Path, file: Path, *, split: SplitName = "validation") -> Workload:
     """Fine-tune a pretrained Llama of 260 K parameters, which has read children's stories.
 
     Args:
@@ -182,7 +182,7 @@ class Passages(NamedTuple):
     windows: Int[Array, "windows length"]
 
 
-def _passages(ids: Int[np.ndarray, " tokens"], split: Split) -> Passages:
+def _passages(ids: Int[np.ndarray, " tokens"], split: SplitName) -> Passages:
     """Nine tenths to train on; windows spread evenly over half of the rest."""
     bounds = np.array([0.9, 0.95, 1.0]) * len(ids)
     first = 0 if split == "validation" else 1
@@ -232,16 +232,16 @@ class HeldOut:
         horizon: Length of a run, in steps.
     """
 
-    build: Callable[[Path, Split], Workload]
+    build: Callable[[Path, SplitName], Workload]
     horizon: int
 
-    def __call__(self, folder: Path, split: Split = "validation") -> Workload:
+    def __call__(self, folder: Path, split: SplitName = "validation") -> Workload:
         """Build the workload from what lies in the folder."""
         return self.build(folder, split)
 
 
 def _held_out(make: Callable[..., Workload], *paths: str, horizon: int, **options: Any) -> HeldOut:
-    def build(folder: Path, split: Split) -> Workload:
+    def build(folder: Path, split: SplitName) -> Workload:
         return make(*(folder / path for path in paths), split=split, **options)
 
     return HeldOut(build, horizon)

@@ -12,8 +12,8 @@ from scipy import optimize
 from experiments.engine.results import Job
 from experiments.engine.runner import Bench
 from experiments.optimizers import classical
-from experiments.workloads import landscapes
-from experiments.workloads.landscapes import NAMES, landscape
+from experiments.workloads import nonconvex
+from experiments.workloads.nonconvex import NAMES, landscape
 
 BOXES = dict(zip(NAMES, (5.12, 5, 5, 2, 1), strict=True))
 CLASSICS = NAMES[:-1]
@@ -98,7 +98,7 @@ def test_the_shifted_optimum_has_no_excess_and_no_slope(name, dimension):
 
 
 def test_the_gradient_of_ackley_is_finite_at_the_tip_of_its_cone():
-    value, gradient = jax.value_and_grad(landscapes.ackley)(jnp.zeros(3))
+    value, gradient = jax.value_and_grad(nonconvex.ackley)(jnp.zeros(3))
     assert value == 0
     assert not gradient.any()
 
@@ -155,11 +155,11 @@ def test_no_other_basin_counts_as_success(name, dimension):
 
 @pytest.mark.parametrize("dimension", [2, 3, 8])
 def test_the_minimum_of_a_spin_glass_is_that_of_all_vertices(dimension):
-    couplings = landscapes.spin_glass_couplings(dimension)
+    couplings = nonconvex.spin_glass_couplings(dimension)
     vertices = list(itertools.product([-0.5, 0.5], repeat=dimension))
     energies = [energy(x, couplings) for x in vertices]
     best = vertices[int(np.argmin(energies))]
-    minimum = landscapes.spin_glass_minimum(dimension)
+    minimum = nonconvex.spin_glass_minimum(dimension)
     np.testing.assert_allclose(minimum, min(energies), rtol=1e-12)
     task = landscape("spin-glass", dimension)
     np.testing.assert_allclose(excess(task, [best])[0], 0, atol=1e-5)
@@ -174,31 +174,31 @@ def test_no_spins_have_less_energy_than_the_minimum(dimension):
     found, gradients = excess(task, x)
     assert np.isfinite(gradients).all()
     assert found.min() > -1e-4
-    couplings = landscapes.spin_glass_couplings(dimension)
+    couplings = nonconvex.spin_glass_couplings(dimension)
     for i in (0, -1):
-        expected = energy(x[i], couplings) - landscapes.spin_glass_minimum(dimension)
+        expected = energy(x[i], couplings) - nonconvex.spin_glass_minimum(dimension)
         np.testing.assert_allclose(found[i], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dimension", [5, 14])
 def test_descents_find_the_minimum_of_few_spins(dimension, monkeypatch):
-    exact = landscapes.spin_glass_minimum(dimension)
-    monkeypatch.setattr(landscapes, "EXACT", 0)
-    found = landscapes.spin_glass_minimum.__wrapped__(dimension)
+    exact = nonconvex.spin_glass_minimum(dimension)
+    monkeypatch.setattr(nonconvex, "EXACT", 0)
+    found = nonconvex.spin_glass_minimum.__wrapped__(dimension)
     np.testing.assert_allclose(found, exact, rtol=1e-12)
 
 
 def test_couplings_are_reproducible_symmetric_and_of_variance_one_over_n():
     n = 100
-    couplings = landscapes.spin_glass_couplings(n)
-    np.testing.assert_array_equal(couplings, landscapes.spin_glass_couplings(n))
+    couplings = nonconvex.spin_glass_couplings(n)
+    np.testing.assert_array_equal(couplings, nonconvex.spin_glass_couplings(n))
     np.testing.assert_array_equal(couplings, couplings.T)
     assert not couplings.diagonal().any()
     pairs = couplings[np.triu_indices(n, 1)] * np.sqrt(n)
     assert abs(pairs.mean()) < 0.05
     assert abs(pairs.std() - 1) < 0.05
     # Stored results hold for these couplings and shifts only.
-    np.testing.assert_allclose(landscapes.spin_glass_couplings(2)[0, 1], -0.369638967826)
+    np.testing.assert_allclose(nonconvex.spin_glass_couplings(2)[0, 1], -0.369638967826)
     np.testing.assert_allclose(shift(landscape("ackley", 2)), [-0.23838787, -0.20150886], rtol=1e-5)
 
 
