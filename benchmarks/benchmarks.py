@@ -3,8 +3,10 @@
 Other distributions install a `benchmarks` too, which Python would find first.
 """
 
+import importlib
 import sys
 from pathlib import Path
 
-__path__ = [str(Path(__file__).parent)]
 sys.path[0] = str(Path(__file__).parents[1])
+del sys.modules[__name__]  # for the package of this name
+importlib.import_module(__name__)

@@ -145,6 +145,7 @@ def log_likelihood(
 
 # --- CLINC150: real text --------------------------------------------------------------------------
 
+CLINC150 = "data_full.json and domains.json (github.com/clinc/oos-eval, folder data)"
 _CLINC_SPLITS = ("train", "val", "test")
 
 
@@ -213,8 +214,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise FileNotFoundError(
-            f"{path} cannot be read; expected CLINC150's data_full.json and domains.json "
-            "(github.com/clinc/oos-eval, folder data/) in one folder."
+            f"{path} cannot be read; expected CLINC150's {CLINC150} in one folder."
         ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}, byte {error.start}: {error.reason}; expected UTF-8.") from None

@@ -16,6 +16,7 @@ from benchmarks.llm.text import Text
 
 Rows = np.ndarray | jax.Array  # of shape (..., rows, length)
 
+GSM8K = "train.jsonl (github.com/openai/grade-school-math, folder grade_school_math/data)"
 _NUMBER = re.compile(r"####[\s*]*(-?)\$?([\d,]*\.?\d+)")
 
 
@@ -84,8 +85,11 @@ def read_problems(file: Path, limit: int | None = None) -> list[Problem]:
     """Read JSON lines with `question` and `answer`, the first `limit` of them.
 
     Raises:
+      FileNotFoundError: naming the file, and where it comes from.
       ValueError: naming file and line, if a line is not such an object, or holds no final number.
     """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there; expected GSM8K's {GSM8K}.")
     problems = []
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):

@@ -186,6 +186,11 @@ def test_malformed_lines_are_named(tmp_path, line, words):
     assert read_problems(file, limit=1) == [Problem("1 and 1?", "#### 2")]
 
 
+def test_a_missing_file_is_told_with_where_it_comes_from(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"train.jsonl is not there.*grade-school-math"):
+        read_problems(tmp_path / "train.jsonl")
+
+
 def test_final_numbers():
     for answer, number in (
         ("so\n#### -1,234.5", -1234.5),
