@@ -14,6 +14,12 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--trainings", type=int, default=1, help="how many trainings test_resume kills"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _precision_stays():
     """A test that leaves double precision on would change those after it in its process."""

@@ -97,7 +97,7 @@ def test_a_pretrained_model_has_the_logits_of_the_equations_and_tells_a_story(st
     graph, params = nnx.split(model)
     prompt, length = jnp.array([begin]), jnp.array([len(begin)])
     said = greedy(graph, params, prompt, length, new_tokens=24, stop=[])
-    # As transformers continues it: `make llm-parity`.
+    # As transformers continues it: `make test-transformers`.
     assert text.decode(said[0].tolist()).startswith(", there was a little girl named Lily.")
 
 

@@ -1,4 +1,4 @@
-"""Compute logits by Hugging Face's transformers on PyTorch; `benchmarks.llm_parity` starts it.
+"""Compute logits by Hugging Face's transformers on PyTorch; test_parity starts it.
 
 Arguments: the model (a folder or a .gguf file), an .npy file of token ids (rows, length), an
 .npy file for the logits in float32, and how many tokens to continue the first row by, greedily.
