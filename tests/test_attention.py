@@ -18,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding
 
 from benchmarks import attention_figures, attention_reference
 from qsgd_jax.nn import QuantumAttention
+from tests.combinations import covering
 
 # LLVM's optimizations take most of the time, and no part in what is computed.
 quick_jit: Any = functools.partial(
@@ -49,6 +50,11 @@ def with_angles(attention, angles) -> Any:
     return nnx.merge(graph, jax.tree.map(lambda _: angles, params), copies)
 
 
+@jax.jit
+def phi(attention, x) -> Any:
+    return attention.phi(x)
+
+
 def captured(layer, x) -> Any:
     """What the layer sows in a call."""
     return attention_figures.captured(lambda layer, x: layer(x, sow_weights=True), layer, x)
@@ -69,18 +75,16 @@ def value_and_slopes(attention, arrays, cotangent, **options):
     return output, query, key, value, angles
 
 
-@pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize(
-    ("device", "n_qubits", "depth"),
-    [("lightning.qubit", n, depth) for n in (2, 3, 4) for depth in (1, 2, 3)]
+    ("device", "n_qubits", "depth", "readout"),
+    [("lightning.qubit", *row) for row in covering([(2, 3, 4), (1, 2, 3), READOUTS])]
     + [
-        pytest.param("lightning.qubit", n, depth, marks=pytest.mark.slow)
-        for n in (5, 6)
-        for depth in (1, 2, 3)
+        pytest.param("lightning.qubit", *row, marks=pytest.mark.slow)
+        for row in covering([(5, 6), (1, 2, 3), READOUTS])
     ]
-    # Its simulation is compiled: 6 qubits of depth 3 take 25 s. They too were run, by hand.
-    + [("default.qubit", 2, 1), ("default.qubit", 3, 1)]
-    + [pytest.param("default.qubit", 4, 2, marks=pytest.mark.slow)],
+    # Its simulation is compiled: 6 qubits of depth 3 take 25 s.
+    + [("default.qubit", 2, 1, "amplitude"), ("default.qubit", 3, 1, "probability")]
+    + [pytest.param("default.qubit", 4, 2, "amplitude", marks=pytest.mark.slow)],
 )
 def test_equals_one_circuit_a_score(float64, device, n_qubits, depth, readout):
     rng = np.random.default_rng(10 * n_qubits + depth)
@@ -110,8 +114,10 @@ def test_equals_one_circuit_a_score(float64, device, n_qubits, depth, readout):
 def test_phi_begins_at_zero_and_can_leave_it(n_qubits):
     attention = make(n_qubits, 2, angle_init=None, num_heads=2)
     x = jnp.linspace(-9, 9, 50)
-    assert np.abs(attention.phi(x)).max() < 2e-6
-    slope = jax.grad(lambda a: with_angles(attention, a).phi(x)[:, 7].sum())(attention.angles[...])
+    assert np.abs(phi(attention, x)).max() < 2e-6
+    slope = jax.jit(jax.grad(lambda a: with_angles(attention, a).phi(x)[:, 7].sum()))(
+        attention.angles[...]
+    )
     assert np.abs(slope[..., 1]).max() > 1e-2
 
 
@@ -121,7 +127,7 @@ def test_heads_with_circuits_of_their_own_equal_the_oracle_head_by_head(readout)
     arrays = inputs(rng)
     attention = make(2, 2, readout=readout, num_heads=2)
     assert attention.angles.shape == (2, 2, 2, 2)
-    found = attention(*arrays, mask=CAUSAL)
+    found = jax.jit(functools.partial(attention, mask=CAUSAL))(*arrays)
     for head in range(2):
         angles = np.asarray(attention.angles[head], np.float64)
         one = [x[..., head : head + 1, :] for x in arrays]
@@ -147,15 +153,21 @@ def test_without_phi_it_is_flax_attention(options):
     arrays = [jnp.asarray(x, jnp.float32) for x in inputs(rng, channels=3)]
     cotangent = rng.normal(size=(2, 5, 2, 3)).astype(np.float32)
     attention = make(2, 2, angle_init=None)  # the default begins there
-    assert np.abs(attention.phi(np.linspace(-9, 9, 99, dtype=np.float32))).max() < 1e-6
+    assert np.abs(phi(attention, np.linspace(-9, 9, 99, dtype=np.float32))).max() < 1e-6
     found, *slopes = value_and_slopes(attention, arrays, cotangent, **options)
     if options.pop("is_causal", False):  # Flax 0.12.0 does not know it
         options["mask"] = CAUSAL & options.get("mask", True)
     if "mask" in options:
         options["mask"] = jnp.broadcast_to(options["mask"], (2, 2, 5, 5))
-    expected, pull = jax.vjp(lambda *a: nnx.dot_product_attention(*a, **options), *arrays)
+
+    @jax.jit
+    def flax_attention(*arrays):
+        output, pull = jax.vjp(lambda *a: nnx.dot_product_attention(*a, **options), *arrays)
+        return output, pull(cotangent)
+
+    expected, expected_slopes = flax_attention(*arrays)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    for one, other in zip(slopes[:3], pull(cotangent), strict=True):
+    for one, other in zip(slopes[:3], expected_slopes, strict=True):
         np.testing.assert_allclose(one, other, atol=5e-6)
 
 
@@ -380,14 +392,20 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_on_a_mesh_it_is_that_of_one_device(layout):
-    """Queries cut finer, too, than the rows that a loop of the backward pass takes at a time."""
+@functools.cache
+def on_one_device():
     rng = np.random.default_rng(14)
     arrays = [jnp.asarray(x, jnp.float32) for x in inputs(rng, batch=(4,), queries=32, keys=32)]
     cotangent = rng.normal(size=(4, 32, 2, 4)).astype(np.float32)
     attention = make(2, 1, num_heads=2)
-    expected = value_and_slopes(attention, arrays, cotangent, is_causal=True)
+    found = value_and_slopes(attention, arrays, cotangent, is_causal=True)
+    return attention, arrays, cotangent, found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_on_a_mesh_it_is_that_of_one_device(layout):
+    """Queries cut finer, too, than the rows that a loop of the backward pass takes at a time."""
+    attention, arrays, cotangent, expected = on_one_device()
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     placed = [jax.device_put(x, NamedSharding(mesh, LAYOUTS[layout])) for x in arrays]
     with jax.set_mesh(mesh):

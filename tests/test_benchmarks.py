@@ -1,10 +1,13 @@
 """The benchmark scripts: small runs end to end, their statistics, and bad input."""
 
 import argparse
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jax
@@ -13,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 
+import benchmarks
 from benchmarks import (
     arms,
     attention_time,
@@ -319,3 +323,48 @@ def test_a_script_runs_from_anywhere_whichever_benchmarks_python_finds_first(tmp
             text=True,
         )
         assert found.returncode == 0 and f"usage: python -m benchmarks.{script}" in found.stdout
+
+
+def test_a_missing_module_is_told_with_what_brings_it():
+    program = (
+        "import runpy, sys; sys.modules['tqdm'] = None; runpy.run_module('benchmarks.step_time')"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == 1
+    assert found.stderr.endswith("What brings it: python -m pip install 'qsgd_jax[benchmarks]'\n")
+
+
+def test_whatever_a_script_imports_is_brought_by_the_package_or_by_a_named_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core = {re.split("[>=]", line)[0].replace("-", "_") for line in project["dependencies"]}
+    known = {module for modules in benchmarks.EXTRAS.values() for module in modules}
+    inside = {
+        "qsgd_jax",
+        "benchmarks",
+        "autograd",
+        *sys.stdlib_module_names,
+    }  # PennyLane's autograd
+    imported = set()
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        if path.parent.name != "peers":  # for environments of their own
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    imported.add((node.module or "").partition(".")[0])
+    assert imported - core - inside == known
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--dataset clinc150", "needs --data PATH, a folder with .*github.com/clinc/oos-eval"),
+        ("--dataset clinc150 --data nowhere", "cannot be read; .*github.com/clinc/oos-eval"),
+    ],
+)
+def test_missing_data_are_told_with_where_they_come_from(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        text_classification.main([*arguments.split(), "--output", str(tmp_path)])
+    assert re.search(message, capsys.readouterr().err)

@@ -28,7 +28,11 @@ SIZES = (1, 3, 4)
 def _devices(request, monkeypatch):
     """What a leaf may be cut into follows from the number of devices."""
     monkeypatch.setattr(jax, "device_count", lambda: request.param)
-    jax.clear_caches()
+
+
+def _compiled(function, size):
+    """A function of one argument, traced anew for the number of devices."""
+    return jax.jit(lambda x: function(x, size))
 
 
 def _leaf(shape):
@@ -49,7 +53,7 @@ def test_leading_block_is_the_head_of_the_flat_leaf(shape, n):
     leaf = _leaf(shape)
     head = np.zeros(n)
     head[: min(n, leaf.size)] = leaf.ravel()[:n]
-    block = jax.jit(coverage.leading_block, static_argnums=1)(leaf, n)
+    block = _compiled(coverage.leading_block, n)(leaf)
     assert block.dtype == leaf.dtype and block.shape == (n,)
     np.testing.assert_array_equal(block, head)
 
@@ -61,7 +65,7 @@ def test_a_leading_block_returns_to_the_head_and_nowhere_else(shape, n):
     expected = np.zeros(shape, np.float32)
     covered = min(n, expected.size)
     expected.reshape(-1)[:covered] = values[:covered]
-    result = jax.jit(coverage.from_leading_block, static_argnums=1)(values, shape)
+    result = _compiled(coverage.from_leading_block, shape)(values)
     assert result.dtype == jnp.float32
     np.testing.assert_array_equal(result, expected)
 
@@ -76,7 +80,7 @@ def test_a_leading_block_spreads_no_nan():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_blocks_are_adjacent_rows(shape, n):
     leaf = _leaf(shape)
-    block = jax.jit(coverage.blocks, static_argnums=1)(leaf, n)
+    block = _compiled(coverage.blocks, n)(leaf)
     assert len(block) == n
     for column, expected in zip(block, _rows_in_blocks(leaf, n), strict=True):
         np.testing.assert_array_equal(column, expected)
@@ -86,10 +90,10 @@ def test_blocks_are_adjacent_rows(shape, n):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_blocks_hold_every_coordinate_once_and_return(shape, n):
     leaf = _leaf(shape)
-    block = jax.jit(coverage.blocks, static_argnums=1)(leaf, n)
+    block = _compiled(coverage.blocks, n)(leaf)
     held = np.sort(np.concatenate([np.ravel(column) for column in block]))
     np.testing.assert_array_equal(held[held > 0], np.arange(1, leaf.size + 1))
-    result = jax.jit(coverage.from_blocks, static_argnums=1)(block, shape)
+    result = _compiled(coverage.from_blocks, shape)(block)
     assert result.dtype == jnp.float32 and result.shape == shape
     np.testing.assert_array_equal(result, leaf)
 

@@ -145,6 +145,7 @@ def test_linen_train_state_trains_as_plain_optax():
     assert trained.step == optax.tree.get(trained.opt_state[0][1], "count") == 10
 
 
+@pytest.mark.bits
 def test_quantum_weight_zero_is_adamw_bit_for_bit_in_both_apis():
     # Not inside one jitted step: there XLA for CPUs contracts a multiplication and an addition
     # to one FMA, and which two it takes depends on all that it compiles together.
@@ -179,6 +180,7 @@ def _by_manager(folder, state, template):
         return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(template))
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("store", [_by_bytes, _by_checkpointer, _by_manager])
 def test_linen_train_state_goes_on_bit_for_bit_from_where_it_was_stored(store, tmp_path):
     state = _train_linen(_linen_state(DIAGNOSED), 5)
@@ -195,6 +197,7 @@ def test_linen_train_state_goes_on_bit_for_bit_from_where_it_was_stored(store, t
     assert not np.array_equal(kernel, expected.params["layers_0"]["kernel"])  # the key matters
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("store", [_by_checkpointer, _by_manager])
 def test_nnx_model_and_optimizer_go_on_bit_for_bit_from_orbax(store, tmp_path):
     model, optimizer = _train_nnx(DIAGNOSED, steps=5)

@@ -12,6 +12,7 @@ import pytest
 
 import qsgd_jax as qsgd
 from qsgd_jax import devices, fourier
+from tests.combinations import pairwise
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
 DEVICES = ("lightning.qubit", "default.qubit")
@@ -24,6 +25,7 @@ def _half_turns(x, function):
 
 
 # math.sin near ±π is off by the rounding of π alone, 1.2e-16.
+@pytest.mark.bits
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize(
     ("ours", "libm"), [(fourier.sinpi, math.sin), (fourier.cospi, math.cos)], ids=["sin", "cos"]
@@ -37,6 +39,7 @@ def test_sinpi_and_cospi_on_a_dense_sweep(dtype, ours, libm, jitted):
     assert np.max(np.abs(result)) <= 1
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("jitted", [False, True])
 def test_sinpi_and_cospi_are_exact_at_quarter_turns(dtype, jitted):
     sinpi, cospi = (jax.jit(f) if jitted else f for f in (fourier.sinpi, fourier.cospi))
@@ -50,6 +53,7 @@ def test_sinpi_and_cospi_are_exact_at_quarter_turns(dtype, jitted):
     np.testing.assert_allclose(sinpi(half), parity, rtol=one)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("largest", [3.0, 1e3, 1e6])
 @pytest.mark.parametrize("jitted", [False, True])
 def test_sinpi_and_cospi_at_large_arguments(dtype, jitted, largest):
@@ -115,9 +119,14 @@ def test_coefficients_of_a_known_polynomial(float64, n, degree, traced):
     np.testing.assert_allclose(found, table, atol=1e-12)
 
 
-@pytest.mark.parametrize("way", ["unrolled", "dense", "traced"])
-@pytest.mark.parametrize(("n", "degree"), SHAPES)
-def test_evaluation_is_the_sum_over_all_terms(dtype, monkeypatch, n, degree, way):
+@pairwise(
+    shape=SHAPES,
+    way=("unrolled", "dense", "traced"),
+    dtype=("float32", "float64"),
+    indirect=("dtype",),
+)
+def test_evaluation_is_the_sum_over_all_terms(dtype, monkeypatch, shape, way):
+    n, degree = shape
     rng = np.random.default_rng(n)
     table = rng.normal(size=(2,) + (2 * degree + 1,) * n)
     table[rng.uniform(size=table.shape) < 0.3] = 0.0
@@ -210,10 +219,8 @@ def _probed(device, n, depth, uploads, readout):
     return circuit, opened, fourier.coefficients(values, n, uploads)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(
-    ("n", "depth", "uploads", "readout"),
-    [
+@pairwise(
+    probed=(
         (1, 1, 2, "expectation"),
         (1, 0, 1, "probabilities"),
         (2, 3, 1, "expectation"),
@@ -224,9 +231,13 @@ def _probed(device, n, depth, uploads, readout):
         (4, 3, 2, "probabilities"),  # 625 settings
         (5, 1, 1, "probabilities"),
         (6, 2, 1, "expectation"),  # 729 settings
-    ],
+    ),
+    device=DEVICES,
+    dtype=("float32", "float64"),
+    indirect=("dtype",),
 )
-def test_fourier_form_is_the_circuit(simulate, dtype, n, depth, uploads, device, readout):
+def test_fourier_form_is_the_circuit(simulate, dtype, probed, device):
+    n, depth, uploads, readout = probed
     circuit, opened, table = _probed(device, n, depth, uploads, readout)
     theta = np.random.default_rng(n).uniform(-3, 3, (5, n)).astype(dtype)
     direct = jax.jit(lambda x: devices.run(circuit, opened, x, readout))(theta)

@@ -332,6 +332,7 @@ def test_samples_of_the_last_leaf_do_not_depend_on_the_others(tree):
         assert set(np.unique([np.real(weight), np.imag(weight)])) <= {-1.0, 0.0, 1.0}
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("weigh", FORMS)
 @_at_random(2)
 @given(tree=_trees(SINGLE))

@@ -18,6 +18,7 @@ from qsgd_jax import fourier
 from qsgd_jax.circuit import Readout
 from qsgd_jax.coverage import Coverage
 from qsgd_jax.sampling import step_key
+from tests.combinations import pairwise
 
 DEVICES = ("lightning.qubit", "default.qubit")
 EXECUTIONS = ("fourier", "direct")
@@ -57,10 +58,14 @@ def _tree(dtype=np.float32):
 # Eq. 2
 
 
-@pytest.mark.parametrize("coverage", COVERAGES)
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("jitted", [False, True])
+@pairwise(
+    dtype=("float32", "float64"),
+    device=DEVICES,
+    execution=EXECUTIONS,
+    coverage=COVERAGES,
+    jitted=(False, True),
+    indirect=("dtype",),
+)
 def test_depth_zero_is_equation_two(dtype, device, execution, coverage, jitted):
     superposition = qsgd.Superposition(coverage=coverage, device=device, execution=execution)
     theta = np.random.default_rng(0).uniform(-1, 1, (6, 4)).astype(dtype)
@@ -74,15 +79,14 @@ def test_depth_zero_is_equation_two(dtype, device, execution, coverage, jitted):
     np.testing.assert_allclose(weights, expected, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("depth", [0, 1])
-@pytest.mark.parametrize("coverage", COVERAGES)
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("disturbed", [2, 1], ids=["on all", "on one"])
-def test_no_path_answers_without_the_circuit(
-    monkeypatch, device, execution, coverage, depth, disturbed
-):
+@pairwise(
+    path=tuple(itertools.product(EXECUTIONS, COVERAGES, (0, 1))),
+    device=DEVICES,
+    disturbed=(2, 1),
+)
+def test_no_path_answers_without_the_circuit(monkeypatch, path, device, disturbed):
     """Another gate changes every path's answer: no sine stands in for the circuit at depth 0."""
+    execution, coverage, depth = path
     theta = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 2)), jnp.float32)
 
     def answer():
@@ -115,12 +119,15 @@ def test_no_path_answers_without_the_circuit(
 # Values
 
 
-@pytest.mark.parametrize("coverage", COVERAGES)
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize(
-    ("n", "depth", "uploads"), [(1, 1, 1), (2, 1, 2), (3, 0, 1), (3, 2, 1), (4, 2, 1)]
+@pairwise(
+    shape=((1, 1, 1), (2, 1, 2), (3, 0, 1), (3, 2, 1), (4, 2, 1)),
+    dtype=("float32", "float64"),
+    execution=EXECUTIONS,
+    coverage=COVERAGES,
+    indirect=("dtype",),
 )
-def test_weights_are_the_simulated_circuit(simulate, dtype, n, depth, uploads, execution, coverage):
+def test_weights_are_the_simulated_circuit(simulate, dtype, shape, execution, coverage):
+    n, depth, uploads = shape
     circuit = qsgd.Circuit(n, depth, uploads, seed=1)
     superposition = qsgd.Superposition(circuit, coverage, execution=execution)
     params = _tree(dtype)
@@ -213,9 +220,7 @@ def test_what_is_not_finite_stays_in_its_block(execution):
     np.testing.assert_allclose(weights[2:], [1, 0, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("wires", [["a", "b"], None], ids=str)
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("device", [*DEVICES, "default.mixed"])
+@pairwise(device=(*DEVICES, "default.mixed"), execution=EXECUTIONS, wires=(["a", "b"], None))
 def test_device_instances(simulate, float64, device, execution, wires):
     circuit = qsgd.Circuit(2, 2)
     opened = qml.device(device, wires=wires)
@@ -228,9 +233,7 @@ def test_device_instances(simulate, float64, device, execution, wires):
 # When the circuit runs
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("coverage", COVERAGES)
-@pytest.mark.parametrize("shots", [None, 2])
+@pairwise(device=DEVICES, coverage=COVERAGES, shots=(None, 2))
 def test_a_concrete_circuit_is_probed_once_and_compiled_away(device, coverage, shots):
     circuit, opened = qsgd.Circuit(2, 2, 2), qml.device(device, wires=2)
     with qml.Tracker(opened) as tracker:
@@ -307,9 +310,7 @@ def _weighed_by(device, execution="fourier", coverage: Coverage = "everywhere"):
     return scalar
 
 
-@pytest.mark.parametrize("coverage", COVERAGES)
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("device", DEVICES)
+@pairwise(device=DEVICES, execution=EXECUTIONS, coverage=COVERAGES)
 def test_hypergradients(simulate, central, float64, device, execution, coverage):
     """With respect to the angles and the parameters, against differences of a NumPy circuit."""
     params = np.random.default_rng(0).normal(size=(4, 2))
@@ -454,6 +455,7 @@ def test_a_sample_belongs_to_its_path(coverage):
     assert np.any(whole["b"]["c"] != whole["b"]["d"])
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("coverage", COVERAGES)
 def test_samples_are_fresh_inside_scan(coverage):
     superposition = qsgd.Superposition(qsgd.Circuit(**SHOTS_CIRCUIT), coverage, shots=101)
@@ -470,6 +472,7 @@ def test_samples_are_fresh_inside_scan(coverage):
         np.testing.assert_array_equal(weights, outside)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(
     ("device", "execution"),
     [("lightning.qubit", "direct"), ("default.qubit", "fourier"), ("default.qubit", "direct")],
@@ -722,9 +725,7 @@ def test_a_device_that_answers_nonsense_is_named(monkeypatch):
         _ = qsgd.Superposition(qsgd.Circuit(2), device=opened).coefficients
 
 
-@pytest.mark.parametrize("execution", ["fourier", "direct"])
-@pytest.mark.parametrize("shots", [None, 3])
-@pytest.mark.parametrize("coverage", ["leading", "everywhere"])
+@pairwise(coverage=COVERAGES, shots=(None, 3), execution=EXECUTIONS)
 def test_weights_on_a_mesh_of_explicit_axes(coverage, shots, execution):
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     superposition = qsgd.Superposition(

@@ -249,6 +249,7 @@ def _train_schedule_free(optimizer, params, steps, compiled=True):
     return params, optax.contrib.schedule_free_eval_params(state, params)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("train", [_train_lookahead, _train_schedule_free])
 @each_form
 def test_wrapped_at_quantum_weight_zero_is_wrapped_adamw_bit_for_bit(weigh, train):
@@ -394,6 +395,7 @@ def _by_parts(x, y):
     return x.real * y.real + 1j * x.imag * y.imag
 
 
+@pytest.mark.bits
 @each_form
 def test_low_precision_moments_are_those_of_adamw_at_quantum_weight_zero(weigh):
     options = {"mu_dtype": jnp.bfloat16, "weight_decay": 1e-4}
