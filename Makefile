@@ -10,10 +10,11 @@ BIN := .venv/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 INSTALL := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 PYTEST := -m pytest -rs --numprocesses 2 --dist worksteal
-# Without LLVM's optimizations and with XLA's older kernels, which jax 0.12 has no more, programs
-# compile in less than half the time. What is computed is settled before, but for single bits:
-# `test-slow` runs tests of these as a user's programs are compiled; `test-peers`, `test-lowest` and
-# `test-newest` compile all so.
+# How XLA is told to compile quickly: without LLVM's optimizations, and fusions in its older way.
+# Which operations a program consists of does not depend on it; single bits of its results may. So
+# `test-slow` runs the tests about bits (marked so) again without it, and `test-peers`, `test-lowest`
+# and `test-newest` run without it. XLA aborts at a flag it does not know: the second has left jax
+# 0.12; drop it when the pin in constraints.txt moves there.
 QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
   --xla_cpu_parallel_codegen_split_count=1"
 # The tests of the package, as opposed to those of benchmarks.

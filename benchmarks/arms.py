@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import optax
 
 import qsgd_jax as qsgd
@@ -35,7 +34,7 @@ def superposed(superposition: qsgd.Superposition | None = None, **options: Any) 
             learning_rate,
             weight_decay=hyper["weight_decay"],
             superposition=_on_device(superposition, hyper.get("device"), hyper.get("probe_shots")),
-            key=jax.random.key(hyper["seed"]),
+            key=hyper["seed"],
             **options,
         )
 

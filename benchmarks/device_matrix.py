@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import benchmarks.requirements  # noqa: F401 - says what brings a module that follows
+
 import numpy as np
 import pennylane as qml
 from tqdm import tqdm

@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import benchmarks.requirements  # noqa: F401 - says what brings a module that follows
+
 import jax
 
 from benchmarks import reporting

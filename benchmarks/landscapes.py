@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import benchmarks.requirements  # noqa: F401 - says what brings a module that follows
+
 import jax
 import jax.numpy as jnp
 import numpy as np

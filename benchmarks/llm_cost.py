@@ -13,6 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, get_args
 
+import benchmarks.requirements  # noqa: F401 - says what brings a module that follows
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -14,6 +14,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
+import benchmarks.requirements  # noqa: F401 - says what brings a module that follows
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -160,7 +162,7 @@ CONTROL = "AdamW, one rounding unit away"
 
 
 def _start(arm: Arm, precision: str, params: PyTree) -> PyTree:
-    return moved_by_one_rounding_unit(params, precision) if arm.label == CONTROL else params
+    return moved_by_one_rounding_unit(params, precision) if arm.name == "control" else params
 
 
 def _arms(args: argparse.Namespace) -> dict[str, Arm]:

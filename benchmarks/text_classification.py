@@ -9,7 +9,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
+
+import benchmarks.requirements  # noqa: F401 - says what brings a module that follows
 
 import numpy as np
 import optax
@@ -24,7 +26,6 @@ from benchmarks.curves import plot_curves
 from benchmarks.datasets import Dataset
 from benchmarks.devices import DEVICES
 from benchmarks.training import Run, TrainedRuns
-from qsgd_jax.nn.attention import AttentionReadout
 
 DESCRIPTION = """\
 Train a small transformer on text classification with several optimizers (arms), side by side.
@@ -179,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     compared.add_argument(
         "--readout",
-        choices=get_args(AttentionReadout),
+        choices=("amplitude", "probability"),
         default="amplitude",
         help="what quantum attention reads off its circuits (default: %(default)s)",
     )

@@ -15,6 +15,8 @@ def covering(factors: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
         [(0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0)]
     """
 
+    assert len(factors) > 1, "of one factor there are no pairs"
+
     def pairs(row):
         return set(itertools.combinations(enumerate(row), 2))
 

@@ -14,7 +14,6 @@ import pytest
 import qsgd_jax as qsgd
 from qsgd_jax import devices, fourier, harmonics
 from qsgd_jax.circuit import Readout
-from tests.combinations import pairwise
 
 NAMES = ("lightning.qubit", "lightning.kokkos", "default.qubit", "default.mixed")
 # n, depth, uploads: an encoding after the last layer, so that no RZ is dead.
@@ -176,7 +175,9 @@ def _numpy_scalar(simulate, readout="expectation"):
 ANGLES = np.random.default_rng(2).normal(size=(CIRCUIT[1], CIRCUIT[0], 2))
 
 
-@pairwise(device=NAMES, mode=(jax.jacfwd, jax.jacrev), readout=("expectation", "probabilities"))
+@pytest.mark.parametrize("readout", ["expectation", "probabilities"])
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("device", NAMES)
 def test_first_derivatives(simulate, central, float64, device, mode, readout):
     theta, exact = _theta(2), _numpy_scalar(simulate, readout)
     by_theta, by_angles = jax.jit(mode(_scalar_of_the_angles(device, readout), (0, 1)))(

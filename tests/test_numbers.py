@@ -227,6 +227,7 @@ def test_diagnostics_do_not_depend_on_the_scale_of_the_gradients(scale):
     np.testing.assert_allclose(state.diagnostics.relative_norm, 0.5, rtol=1e-6)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("weigh", FORMS)
 def test_quantum_weight_zero_is_adamw_in_a_compiled_step(weigh):
     """Bit for bit, but for the multiply-adds that XLA makes of weighed gradients and moments."""

@@ -46,7 +46,7 @@ def test_a_training_killed_three_times_is_bit_for_bit_the_one_left_alone(tmp_pat
         reported, hit = _live(killed, seed, victim, LONGEST_DELAY * rng.uniform())
         _assert_same(reported, expected)
         kills += hit
-    assert kills, "the training ended before any kill"
+    assert kills == KILLS, "a training ended before its kill"
     reported, _ = _live(killed, seed)
     _assert_same(reported, expected)
     assert max(reported) == STEPS

@@ -59,14 +59,13 @@ def _tree(dtype=np.float32):
 
 
 @pairwise(
+    path=tuple(itertools.product(DEVICES, EXECUTIONS, COVERAGES)),
     dtype=("float32", "float64"),
-    device=DEVICES,
-    execution=EXECUTIONS,
-    coverage=COVERAGES,
     jitted=(False, True),
     indirect=("dtype",),
 )
-def test_depth_zero_is_equation_two(dtype, device, execution, coverage, jitted):
+def test_depth_zero_is_equation_two(dtype, path, jitted):
+    device, execution, coverage = path
     superposition = qsgd.Superposition(coverage=coverage, device=device, execution=execution)
     theta = np.random.default_rng(0).uniform(-1, 1, (6, 4)).astype(dtype)
     weigh = _weights if jitted else qsgd.superposition_weights
@@ -121,13 +120,12 @@ def test_no_path_answers_without_the_circuit(monkeypatch, path, device, disturbe
 
 @pairwise(
     shape=((1, 1, 1), (2, 1, 2), (3, 0, 1), (3, 2, 1), (4, 2, 1)),
+    path=tuple(itertools.product(EXECUTIONS, COVERAGES)),
     dtype=("float32", "float64"),
-    execution=EXECUTIONS,
-    coverage=COVERAGES,
     indirect=("dtype",),
 )
-def test_weights_are_the_simulated_circuit(simulate, dtype, shape, execution, coverage):
-    n, depth, uploads = shape
+def test_weights_are_the_simulated_circuit(simulate, dtype, shape, path):
+    (n, depth, uploads), (execution, coverage) = shape, path
     circuit = qsgd.Circuit(n, depth, uploads, seed=1)
     superposition = qsgd.Superposition(circuit, coverage, execution=execution)
     params = _tree(dtype)
@@ -310,7 +308,9 @@ def _weighed_by(device, execution="fourier", coverage: Coverage = "everywhere"):
     return scalar
 
 
-@pairwise(device=DEVICES, execution=EXECUTIONS, coverage=COVERAGES)
+@pytest.mark.parametrize("coverage", COVERAGES)
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("device", DEVICES)
 def test_hypergradients(simulate, central, float64, device, execution, coverage):
     """With respect to the angles and the parameters, against differences of a NumPy circuit."""
     params = np.random.default_rng(0).normal(size=(4, 2))
@@ -725,7 +725,9 @@ def test_a_device_that_answers_nonsense_is_named(monkeypatch):
         _ = qsgd.Superposition(qsgd.Circuit(2), device=opened).coefficients
 
 
-@pairwise(coverage=COVERAGES, shots=(None, 3), execution=EXECUTIONS)
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("shots", [None, 3])
+@pytest.mark.parametrize("coverage", COVERAGES)
 def test_weights_on_a_mesh_of_explicit_axes(coverage, shots, execution):
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     superposition = qsgd.Superposition(

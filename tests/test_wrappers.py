@@ -407,6 +407,7 @@ def test_low_precision_moments_are_those_of_adamw_at_quantum_weight_zero(weigh):
     assert optax.tree.get(state, "mu")["one"].dtype == jnp.bfloat16
 
 
+@pytest.mark.bits
 @each_form_and_sampled
 def test_donated_buffers_give_the_same_updates(weigh, superposition):
     optimizer, gradients = _adamw(weigh, superposition), _params()

@@ -16,7 +16,7 @@ from benchmarks.llm.text import Text
 
 Rows = np.ndarray | jax.Array  # of shape (..., rows, length)
 
-GSM8K = "train.jsonl (github.com/openai/grade-school-math, folder grade_school_math/data)"
+GSM8K = "train.jsonl and test.jsonl (github.com/openai/grade-school-math, grade_school_math/data)"
 _NUMBER = re.compile(r"####[\s*]*(-?)\$?([\d,]*\.?\d+)")
 
 

@@ -1,8 +1,8 @@
 """The paper's setting in plain PyTorch and Qiskit, as a server of training steps.
 
-`python torch_qiskit.py TASK.npz` builds `qsgd_jax.nn.QuantumTransformer(quantum=False)` from the
-arrays in TASK.npz (batches of tokens and labels, initial weights by name), says hello with one line
-of JSON, and then answers each line on standard input with another:
+`python torch_qiskit.py EPOCH.npz` builds `qsgd_jax.nn.QuantumTransformer(quantum=False)` from the
+arrays in EPOCH.npz (batches of tokens and labels, initial weights by name), says hello with one
+line of JSON, and then answers each line on standard input with another:
 
   adamw, superpositional   take one training step; its seconds
   check Q                  losses of 5 steps by both optimizers at quantum weight Q, without dropout
@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", metavar="TASK.npz")
+    parser.add_argument("task", metavar="EPOCH.npz")
     parser.add_argument("--threads", type=int, default=1, metavar="X", help="default: %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

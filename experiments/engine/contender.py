@@ -15,8 +15,8 @@ from benchmarks.arm import Arm
 Hyper = dict[str, float]
 BASELINE = "adamw"
 WARMUP = (0.0, 0.2)  # share of the run
-ADAM_LEARNING_RATES = (10**-4.0, 10**-1.5)
-ADAM_WEIGHT_DECAYS = (10**-4.0, 10**-0.5)
+LEARNING_RATES = (10**-4.0, 10**-1.5)
+WEIGHT_DECAYS = (10**-4.0, 10**-0.5)
 HALF_A_DECADE = 10**0.5
 TRIALS_SEED = 2511
 
@@ -34,8 +34,8 @@ class Contender(Arm):
         evaluated: From the optimizer's state and parameters to those to evaluate.
     """
 
-    learning_rate: tuple[float, float] = ADAM_LEARNING_RATES
-    weight_decay: tuple[float, float] = ADAM_WEIGHT_DECAYS
+    learning_rate: tuple[float, float] = LEARNING_RATES
+    weight_decay: tuple[float, float] = WEIGHT_DECAYS
     quantum_weight: tuple[float, float] | None = None
     effort: int = 1
     cosine: bool = True

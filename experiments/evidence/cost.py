@@ -16,7 +16,7 @@ from experiments.engine.workload import SplitName, Workload
 from experiments.evidence.table import PUBLISHED_HYPER, TOPICS, TOPICS_ATTENTION, Part
 
 EPOCH = 125  # steps
-ARMS = (
+TIMED = (
     BASELINE,
     "adamw-twice",  # AdamW again: what the measurement does not resolve
     "paper-moments",
@@ -32,7 +32,7 @@ def epoch_seconds(
     known: Mapping[str, Contender],
     rounds: int,
     *,
-    arms: Sequence[str] = ARMS,
+    arms: Sequence[str] = TIMED,
     steps: int = EPOCH,
 ) -> dict[str, list[float]]:
     """Return the seconds of an epoch of the paper's transformer, without evaluation.

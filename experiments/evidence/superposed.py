@@ -31,7 +31,7 @@ KINDS: dict[Kind, str] = {
 FORMS = {"gradient": "Eq. 1", "update": "on the update", "moments": "before the moments"}
 
 
-def superposed(
+def superpositional(
     name: str,
     label: str,
     *,
@@ -123,27 +123,27 @@ def everything() -> dict[str, Contender]:
     found = [
         *classical().values(),
         dataclasses.replace(adamw, name="adamw-twice", label="AdamW, twice the trials", effort=2),
-        superposed("zero", "λ = 0", weigh="gradient", quantum_weight=0.0),
-        superposed("paper-0.1", "paper, Eq. 1, λ = 0.1", weigh="gradient", quantum_weight=0.1),
-        superposed(
+        superpositional("zero", "λ = 0", weigh="gradient", quantum_weight=0.0),
+        superpositional("paper-0.1", "paper, Eq. 1, λ = 0.1", weigh="gradient", quantum_weight=0.1),
+        superpositional(
             "paper-tuned",
             "Eq. 1, λ tuned, twice the trials",
             weigh="gradient",
             quantum_weight=QUANTUM_WEIGHTS,
             effort=2,
         ),
-        superposed("update", "on the update", weigh="update"),
-        superposed("annealed", "Eq. 1, λ annealed", weigh="gradient", annealed=True),
-        superposed(
+        superpositional("update", "on the update", weigh="update"),
+        superpositional("annealed", "Eq. 1, λ annealed", weigh="gradient", annealed=True),
+        superpositional(
             "everywhere-gradient",
             "everywhere, Eq. 1",
             weigh="gradient",
             superposition=everywhere,
         ),
-        superposed(
+        superpositional(
             "everywhere", "everywhere, on the update", weigh="update", superposition=everywhere
         ),
-        superposed(
+        superpositional(
             "entangled",
             "everywhere, on the update, depth 2",
             weigh="update",
@@ -162,7 +162,7 @@ def everything() -> dict[str, Contender]:
             ),
         ]
     found += [
-        superposed(
+        superpositional(
             f"shots-{shots}",
             f"everywhere, on the update, {shots} shots",
             weigh="update",
@@ -171,7 +171,7 @@ def everything() -> dict[str, Contender]:
         for shots in SHOTS
     ]
     found += [
-        superposed(
+        superpositional(
             f"{weigh}-{value:g}", f"{form}, λ = {value:g}", weigh=weigh, quantum_weight=value
         )
         for weigh, form in FORMS.items()
