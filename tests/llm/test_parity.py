@@ -52,7 +52,8 @@ def _assert_same(path: Path, theirs: Path, prompt: list[int], folder: Path) -> N
     peers = [_transformers(theirs, tokens, folder) for tokens in (np.array([prompt]), drawn)]
     for tokens, peer in zip((np.array([prompt]), drawn), peers, strict=True):
         difference = np.abs(np.asarray(logits(jnp.asarray(tokens))) - peer["logits"]).max()
-        print(f"{path.name}: logits of {tokens.size} tokens differ by at most {difference:.1e}")
+        largest = np.abs(peer["logits"]).max()
+        print(f"{path.name}, {tokens.size} tokens: {difference:.1e} apart, up to {largest:.1f}")
         assert difference < 1e-3
     said = greedy(
         graph, params, jnp.array([prompt]), jnp.array([len(prompt)]), new_tokens=NEW_TOKENS, stop=[]
