@@ -20,7 +20,7 @@ QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emit
 # The tests of the package, as opposed to those of benchmarks.
 PACKAGE_TESTS := $(patsubst %,tests/test_%.py,attention circuit compatibility coverage devices \
   examples flax fourier harmonics mesh numbers probe quantum_transformer refreshable remote \
-  superposition transforms wrappers) qsgd_jax
+  rooms superposition transforms wrappers) qsgd_jax
 
 .PHONY: demo evidence test test-slow test-experiments test-peers test-newest test-lowest test-catalyst wheel-test \
   test-gpu test-resume test-transformers gpu-wheels peer-step device-matrix clean

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import qsgd_jax as qsgd
-from qsgd_jax import compiled, devices, fourier
+from qsgd_jax._src import compiled, devices, fourier
 
 # Not `importorskip`: importing Catalyst switches double precision on.
 INSTALLED = importlib.util.find_spec("catalyst") is not None
@@ -174,7 +174,7 @@ def test_import_when_asked_for_only_and_without_a_trace(precision):
 import sys, jax, jax.numpy as jnp
 jax.config.update("jax_enable_x64", {precision})
 import qsgd_jax as qsgd
-from qsgd_jax.compiled import _enable_x64
+from qsgd_jax._src.compiled import _enable_x64
 qsgd.superposition_weights(qsgd.Superposition(), jnp.ones(4))
 assert "catalyst" not in sys.modules
 with _enable_x64(not {precision}):

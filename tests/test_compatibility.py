@@ -17,7 +17,7 @@ from pennylane.math import single_dispatch
 from pennylane.transforms import unitary_to_rot
 
 import qsgd_jax as qsgd
-from qsgd_jax import compatibility
+from qsgd_jax._src import compatibility
 
 
 @pytest.mark.parametrize("device", ["default.qubit", "default.mixed", "lightning.qubit"])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qsgd_jax import coverage
+from qsgd_jax._src import coverage
 
 SHAPES = (
     (),

@@ -12,8 +12,8 @@ import pennylane as qml
 import pytest
 
 import qsgd_jax as qsgd
-from qsgd_jax import devices, fourier, harmonics
-from qsgd_jax.circuit import Readout
+from qsgd_jax._src import devices, fourier, harmonics, host
+from qsgd_jax._src.circuit import Readout
 
 NAMES = ("lightning.qubit", "lightning.kokkos", "default.qubit", "default.mixed")
 # n, depth, uploads: an encoding after the last layer, so that no RZ is dead.
@@ -104,7 +104,7 @@ def test_default_qubit_becomes_part_of_the_program():
 
 @pytest.mark.parametrize("device", NAMES)
 def test_large_batches_are_cut(simulate, monkeypatch, device):
-    monkeypatch.setattr(devices, "_MAX_BATCH", 4)
+    monkeypatch.setattr(host, "_MAX_BATCH", 4)
     circuit, opened, theta = qsgd.Circuit(2, 1), devices.open_device(device, 2), _theta(10)
     with qml.Tracker(opened) as tracker:
         answers = devices.run(circuit, opened, theta)

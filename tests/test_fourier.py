@@ -11,7 +11,7 @@ import pennylane as qml
 import pytest
 
 import qsgd_jax as qsgd
-from qsgd_jax import devices, fourier
+from qsgd_jax._src import devices, fourier
 from tests.combinations import pairwise
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from qsgd_jax import harmonics
+from qsgd_jax._src import harmonics
 
 pytestmark = pytest.mark.bits  # how far a program of XLA's is from cosine and sine
 DEGREES = (1, 2, 3, 8, 9, 36)

@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 
 import qsgd_jax as qsgd
-from qsgd_jax import coverage
+from qsgd_jax._src import coverage
 
 # LLVM's optimizations take two thirds of the time; what XLA computes and sends is settled before.
 QUICK: dict[str, bool | str] = {"xla_backend_optimization_level": "0"}

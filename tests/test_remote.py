@@ -20,9 +20,10 @@ import pytest
 from flax import nnx
 
 import qsgd_jax as qsgd
-from qsgd_jax import devices, fourier, remote
-from qsgd_jax.probe import Probe
-from qsgd_jax.remote_process import EndedError, WorkerProcess
+from qsgd_jax._src import devices, fourier
+from qsgd_jax._src.probe import Probe
+from qsgd_jax._src.remote import prober as remote
+from qsgd_jax._src.remote.process import EndedError, WorkerProcess
 
 PLUGINS = Path(__file__).parent / "plugins"
 FAULTS = {"raise", "NaN", "wrong shape", "disconnect", "hang"} | {

@@ -14,10 +14,10 @@ import scipy.stats
 from pennylane.devices import DefaultMixed
 
 import qsgd_jax as qsgd
-from qsgd_jax import fourier
-from qsgd_jax.circuit import Readout
-from qsgd_jax.coverage import Coverage
-from qsgd_jax.sampling import step_key
+from qsgd_jax._src import fourier
+from qsgd_jax._src.circuit import Readout
+from qsgd_jax._src.coverage import Coverage
+from qsgd_jax._src.sampling import step_key
 from tests.combinations import pairwise
 
 DEVICES = ("lightning.qubit", "default.qubit")

@@ -1,6 +1,6 @@
 """Flax modules with quantum circuits inside."""
 
-from qsgd_jax.nn.attention import QuantumAttention
-from qsgd_jax.nn.transformer import QuantumTransformer
+from qsgd_jax.nn._attention import QuantumAttention
+from qsgd_jax.nn._transformer import QuantumTransformer
 
 __all__ = ["QuantumAttention", "QuantumTransformer"]

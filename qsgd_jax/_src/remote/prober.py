@@ -16,12 +16,12 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from qsgd_jax import refreshable
-from qsgd_jax.checks import check_integer, check_seconds, shots_for
-from qsgd_jax.circuit import Circuit
-from qsgd_jax.probe import Probe, RejectedError
-from qsgd_jax.refreshable import RefreshableCoefficients
-from qsgd_jax.remote_process import EndedError, WorkerProcess, device_name
+from qsgd_jax._src import refreshable
+from qsgd_jax._src.checks import check_integer, check_seconds, shots_for
+from qsgd_jax._src.circuit import Circuit
+from qsgd_jax._src.probe import Probe, RejectedError
+from qsgd_jax._src.refreshable import RefreshableCoefficients
+from qsgd_jax._src.remote.process import EndedError, WorkerProcess, device_name
 
 _LOG = logging.getLogger("qsgd_jax")
 # With fewer, the answers of a device whose wires are swapped look like noise.
@@ -82,11 +82,11 @@ class RemoteProber:
     r"""Keeps the coefficients in an optimizer's state fresh from a device that may take its time.
 
     The device is opened in a process of its own, which is ended when a job hangs; `refresh`, called
-    between steps, only looks whether an answer has come. Answers are checked (see
-    `qsgd_jax.probe.Probe`) before they get into the state. After a failure the next attempt waits
-    `backoff`, twice as long after each further one (at most `cool_down`), by half of it more or
-    less at random; after `retries` of them the circuit breaker opens, and there is one attempt
-    each `cool_down`.
+    between steps, only looks whether an answer has come. Answers are checked, by settings off the
+    grid and by ones whose answers are known, before they get into the state. After a failure the
+    next attempt waits `backoff`, twice as long after each further one (at most `cool_down`), by
+    half of it more or less at random; after `retries` of them the circuit breaker opens, and there
+    is one attempt each `cool_down`.
 
     Args:
       device: the name of a PennyLane device, or a function without arguments that opens one,

@@ -1,4 +1,4 @@
-"""The process of `qsgd_jax.remote_worker` as a `RemoteProber` sees it."""
+"""The process of `qsgd_jax._src.remote.worker` as a `RemoteProber` sees it."""
 
 import contextlib
 import importlib
@@ -11,7 +11,7 @@ import time
 import weakref
 from typing import Any
 
-from qsgd_jax.circuit import check_installed
+from qsgd_jax._src.circuit import check_installed
 
 
 class EndedError(Exception):
@@ -19,7 +19,7 @@ class EndedError(Exception):
 
 
 class WorkerProcess:
-    """A process of `qsgd_jax.remote_worker`, which is never waited for but when asked to."""
+    """A process of `qsgd_jax._src.remote.worker`, which is never waited for but when asked to."""
 
     def __init__(self, specification: dict[str, Any]):
         environment = {
@@ -31,7 +31,7 @@ class WorkerProcess:
         jobs, self._input = os.pipe()
         self._output, answers = os.pipe()
         self._popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "qsgd_jax.remote_worker", str(jobs), str(answers)],
+            [sys.executable, "-P", "-m", "qsgd_jax._src.remote.worker", str(jobs), str(answers)],
             env=environment,
             pass_fds=(jobs, answers),
             # What a client prints may hold what it should have kept to itself; nobody is asked.

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from qsgd_jax.fourier import cospi, in_one_loop, sinpi
+from qsgd_jax._src.fourier import cospi, in_one_loop, sinpi
 
 Coefficients = Float[Array, "2 frequencies *#shape"]
 """a and b, lowest frequency first; further axes broadcast against those of x."""
@@ -37,7 +37,7 @@ def frequencies(degree: int) -> np.ndarray:
     """The frequencies ν in radians⁻¹, lowest first.
 
     Example:
-      >>> from qsgd_jax import harmonics
+      >>> from qsgd_jax._src import harmonics
       >>> harmonics.frequencies(3), harmonics.frequencies(4)
       (array([0.5, 1.5]), array([0., 1., 2.]))
     """
@@ -67,7 +67,7 @@ def coefficients(values: Float[Array, " settings"], degree: int) -> Coefficients
 
     Example:
       >>> import numpy as np
-      >>> from qsgd_jax import harmonics
+      >>> from qsgd_jax._src import harmonics
       >>> x = harmonics.settings(2)
       >>> print(np.round(harmonics.coefficients(3 + 2 * np.sin(x), 2), 5) + 0.0)
       [[3. 0.]
@@ -124,7 +124,7 @@ def evaluate(table: Coefficients, degree: int, x: Float[Array, "*shape"]) -> Flo
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from qsgd_jax import harmonics
+      >>> from qsgd_jax._src import harmonics
       >>> two_and_cosine = jnp.array([[2.0, 1.0], [0.0, 0.0]])
       >>> print(harmonics.evaluate(two_and_cosine, 2, jnp.array([0.0, jnp.pi])))
       [3. 1.]
@@ -174,7 +174,7 @@ def add_where(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from qsgd_jax import harmonics
+      >>> from qsgd_jax._src import harmonics
       >>> cosine, x = jnp.array([[0.0, 1.0], [0.0, 0.0]]), jnp.zeros((1, 2))
       >>> print(harmonics.add_where(cosine, 2, 1.0, x, x, jnp.array([True, False])))
       [[1. 0.]]

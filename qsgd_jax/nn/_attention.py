@@ -12,9 +12,9 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from qsgd_jax import devices, harmonics
-from qsgd_jax.checks import check_integer
-from qsgd_jax.circuit import Circuit, Device, Readout
+from qsgd_jax._src import devices, harmonics
+from qsgd_jax._src.checks import check_integer
+from qsgd_jax._src.circuit import Circuit, Device, Readout
 
 AttentionReadout = Literal["amplitude", "probability"]
 """What is read off the first `n_qubits` basis states: Re ψ_k, or |ψ_k|²."""

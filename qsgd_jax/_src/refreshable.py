@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
-from qsgd_jax.circuit import Circuit
-from qsgd_jax.superposition import Superposition
+from qsgd_jax._src.circuit import Circuit
+from qsgd_jax._src.superposition import Superposition
 
 
 class RefreshableCoefficients(NamedTuple):

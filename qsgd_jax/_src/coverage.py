@@ -27,7 +27,7 @@ def leading_block(leaf: Float[Array, "..."], n: int) -> Float[Array, " n"]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from qsgd_jax import coverage
+      >>> from qsgd_jax._src import coverage
       >>> print(coverage.leading_block(jnp.ones((2, 1)), 4))
       [1. 1. 0. 0.]
     """
@@ -105,7 +105,7 @@ def blocks(leaf: Float[Array, "..."], n: int, *, borrow: bool = True) -> list[Fl
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from qsgd_jax import coverage
+      >>> from qsgd_jax._src import coverage
       >>> first, second = coverage.blocks(jnp.arange(6.0).reshape(3, 2), 2)
       >>> print(first.tolist(), second.tolist())
       [[0.0, 1.0], [4.0, 5.0]] [[2.0, 3.0], [0.0, 0.0]]

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from qsgd_jax import devices, fourier
-from qsgd_jax.circuit import Circuit
+from qsgd_jax._src import devices, fourier
+from qsgd_jax._src.circuit import Circuit
 
 # Settings off the grid, whose answers follow from those on it.
 _FURTHER = 8
@@ -43,7 +43,7 @@ class Probe:
 
     Example:
       >>> from qsgd_jax import Circuit
-      >>> from qsgd_jax.probe import Probe
+      >>> from qsgd_jax._src.probe import Probe
       >>> Probe(Circuit(n_qubits=4), shots=1000).n_settings  # 81 + 8 + 5
       94
     """

@@ -16,8 +16,8 @@ import jax.experimental
 import numpy as np
 import pennylane as qml
 
-from qsgd_jax.circuit import Circuit, Readout
-from qsgd_jax.devices import alone
+from qsgd_jax._src.circuit import Circuit, Readout
+from qsgd_jax._src.host import alone
 
 __all__ = ["program"]
 
@@ -49,7 +49,8 @@ def program(
 
     Example:
       >>> import numpy as np
-      >>> from qsgd_jax import Circuit, compiled
+      >>> from qsgd_jax import Circuit
+      >>> from qsgd_jax._src import compiled
       >>> run = compiled.program(Circuit(n_qubits=2), "lightning.qubit")  # doctest: +SKIP
       >>> run(np.array([[0.5, -1 / 6]])).round(6)  # doctest: +SKIP
       array([[ 1. , -0.5]])

@@ -10,12 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from qsgd_jax import compiled, devices, fourier
-from qsgd_jax import coverage as coverages
-from qsgd_jax.checks import shots_for
-from qsgd_jax.circuit import Circuit, Readout
-from qsgd_jax.perturbation import Part, added, from_real_parts, parts_of, perturbed, scaled, weighed
-from qsgd_jax.sampling import key_data, leaf_key, mean_of_shots, step_key
+from qsgd_jax._src import compiled, devices, fourier
+from qsgd_jax._src import coverage as coverages
+from qsgd_jax._src.checks import shots_for
+from qsgd_jax._src.circuit import Circuit, Readout
+from qsgd_jax._src.perturbation import (
+    Part,
+    added,
+    from_real_parts,
+    parts_of,
+    perturbed,
+    scaled,
+    weighed,
+)
+from qsgd_jax._src.sampling import key_data, leaf_key, mean_of_shots, step_key
 
 # 65,536 tapes are about 4 seconds on lightning.qubit and 1 GB of host memory; 2²²
 # coefficients are 32 MiB of constants in every compiled step.

@@ -1,4 +1,4 @@
-"""The process that keeps a `RemoteProber`'s device: `python -m qsgd_jax.remote_worker IN OUT`.
+"""The process that keeps a `RemoteProber`'s device: `python -m qsgd_jax._src.remote.worker IN OUT`.
 
 From the file descriptor IN it reads one JSON object a line: what to open, then the number of each
 job (0: open the device, and no more). To OUT it writes as many. What goes wrong is told by the kind
@@ -19,9 +19,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from qsgd_jax import devices
-from qsgd_jax.circuit import Circuit
-from qsgd_jax.probe import Probe
+from qsgd_jax._src import devices
+from qsgd_jax._src.circuit import Circuit
+from qsgd_jax._src.probe import Probe
 
 
 class _Worker:

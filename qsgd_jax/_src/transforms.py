@@ -13,11 +13,11 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int32, UInt32
 
-from qsgd_jax.perturbation import real_parts
-from qsgd_jax.refreshable import RefreshableCoefficients, initial_coefficients
-from qsgd_jax.sampling import key_data, step_key
-from qsgd_jax.superposition import Superposition
-from qsgd_jax.trees import check_gradients, check_state
+from qsgd_jax._src.perturbation import real_parts
+from qsgd_jax._src.refreshable import RefreshableCoefficients, initial_coefficients
+from qsgd_jax._src.sampling import key_data, step_key
+from qsgd_jax._src.superposition import Superposition
+from qsgd_jax._src.trees import check_gradients, check_state
 
 Weigh = Literal["gradient", "update", "moments"]
 ScalarOrSchedule = Float[Array, ""] | float | optax.Schedule

@@ -74,7 +74,7 @@ def sinpi(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from qsgd_jax.fourier import sinpi
+      >>> from qsgd_jax._src.fourier import sinpi
       >>> print(sinpi(jnp.array([0.5, 1.0, 1000001.5])))
       [ 1.  0. -1.]
     """
@@ -98,7 +98,7 @@ def cospi(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from qsgd_jax.fourier import cospi
+      >>> from qsgd_jax._src.fourier import cospi
       >>> print(cospi(jnp.array([0.0, 0.5, 1000001.0])))
       [ 1.  0. -1.]
     """
@@ -140,7 +140,7 @@ def interpolation(theta: np.ndarray, degree: int) -> np.ndarray:
 
     Example:
       >>> import numpy as np
-      >>> from qsgd_jax import fourier
+      >>> from qsgd_jax._src import fourier
       >>> grid, theta = fourier.probe_grid(2, 1), np.array([[0.5, -1 / 6]])
       >>> (fourier.interpolation(theta, 1) @ np.sin(np.pi * grid)).round(6)
       array([[ 1. , -0.5]])
@@ -173,7 +173,7 @@ def coefficients(values, n_qubits: int, degree: int):
 
     Example:
       >>> import numpy as np
-      >>> from qsgd_jax import fourier
+      >>> from qsgd_jax._src import fourier
       >>> grid = fourier.probe_grid(n_qubits=1, degree=1)
       >>> fourier.coefficients(np.sin(np.pi * grid), 1, 1).round(6) + 0.0
       array([[0., 0., 1.]])
@@ -265,7 +265,7 @@ def evaluate(
 
     Example:
       >>> import numpy as np, jax.numpy as jnp
-      >>> from qsgd_jax import fourier
+      >>> from qsgd_jax._src import fourier
       >>> product = np.array([[[0, 0, 0], [0, 0, 0], [0, 0, 1.0]]])  # sin πx · sin πy
       >>> print(fourier.evaluate(product, [jnp.array(0.5), jnp.array(1 / 6)])[0])
       0.5

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from qsgd_jax.nn.attention import AttentionReadout, QuantumAttention
+from qsgd_jax.nn._attention import AttentionReadout, QuantumAttention
 
 
 class QuantumTransformer(nnx.Module):

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 from pennylane.devices import Device
 
-from qsgd_jax.compatibility import mend_pennylane
+from qsgd_jax._src.compatibility import mend_pennylane
 
 mend_pennylane()
 
@@ -241,7 +241,7 @@ def open_device(device: Any, n_qubits: int) -> Device:
       ValueError: if the name is not installed, or the device has too few wires.
 
     Example:
-      >>> from qsgd_jax import devices
+      >>> from qsgd_jax._src import devices
       >>> devices.open_device("lightning.qubit", n_qubits=4).name
       'lightning.qubit'
     """

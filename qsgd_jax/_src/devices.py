@@ -1,0 +1,151 @@
+"""Running a batch of circuits on any PennyLane device, from NumPy or from inside JAX.
+
+- Concrete inputs run at once on the host, in float64, whatever the device.
+- Traced inputs on `default.qubit` become part of the XLA program.
+- Traced inputs on any device that samples become one host callback with an effect, so that
+  each step measures anew; it has no derivative, unless a key tells the measurements apart.
+- Traced inputs on any other device become one host callback for the whole batch,
+  with the adjoint method as its derivative where the device has it (of expectations), else, and
+  for higher derivatives, the parameter-shift rule.
+"""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pennylane as qml
+from jax.core import Tracer
+from pennylane.devices import DefaultQubit, Device
+from pennylane.exceptions import DeviceError
+
+from qsgd_jax._src.callbacks import host_function, sampling_function
+from qsgd_jax._src.circuit import Circuit, Readout, open_device
+from qsgd_jax._src.host import Prepared, alone, run_on_host, stacked, wires
+
+__all__ = ["check", "measures_only", "open_device", "run", "run_settings", "try_out"]
+
+
+def run(
+    circuit: Circuit,
+    device: Device,
+    theta,
+    readout: Readout = "expectation",
+    shots: int | None = None,
+    key: jax.Array | None = None,
+):
+    """The circuit's answers at a batch of settings.
+
+    Args:
+      circuit: the circuit; its angles may be traced.
+      device: an open PennyLane device.
+      theta: settings in half turns, shape `(batch, n_qubits)`, NumPy or JAX.
+      readout: `"expectation"`, `"probabilities"`, or `"amplitudes"`: their real parts.
+      shots: number of times the device measures each setting; `None` for its exact answer.
+      key: raw key data that differ from call to call. With them, measured answers are
+        differentiable too: measured again at the settings of the parameter-shift rule.
+
+    Returns:
+      Answers of shape `(batch, outputs)`: a float64 NumPy array if nothing is
+      traced, else a JAX array, differentiable in `theta` and in the angles if exact.
+
+    Example:
+      >>> import numpy as np
+      >>> from qsgd_jax import Circuit
+      >>> from qsgd_jax._src import devices
+      >>> device = devices.open_device("lightning.qubit", 2)
+      >>> devices.run(Circuit(n_qubits=2), device, np.array([[0.5, -1 / 6]])).round(6)
+      array([[ 1. , -0.5]])
+    """
+    if not isinstance(theta, Tracer) and not circuit.traced:
+        encoding = circuit.encoding(np.asarray(theta, np.float64))
+        return run_on_host(circuit, device, readout, encoding, circuit.angles, shots)
+    given = (x for x in (theta, circuit.weights) if isinstance(x, jax.Array))
+    dtype = jnp.promote_types(jnp.result_type(*given), jnp.float32)
+    encoding = circuit.encoding(jnp.asarray(theta, dtype))
+    angles = jnp.asarray(circuit.angles, dtype)
+    if shots is not None and key is None:
+        return sampling_function(circuit, device, readout, shots)(encoding, angles)
+    if shots is None and isinstance(device, DefaultQubit):
+        return _run_traced(circuit, device, readout, encoding, angles)
+    key = jnp.zeros(2, jnp.uint32) if key is None else key
+    return host_function(circuit, device, readout, shots)(encoding, angles, key)
+
+
+def run_settings(
+    circuit: Circuit, device: Device, encoding: np.ndarray, angles: np.ndarray, shots: int | None
+) -> np.ndarray:
+    """The expectation values of settings whose layers differ as well, in one batch.
+
+    Args:
+      circuit: the circuit; its own angles are not used.
+      device: an open PennyLane device.
+      encoding: angles of the encoding's gates in radians, shape `(batch, uploads, n_qubits)`.
+      angles: those of the layers' gates, shape `(batch, depth, n_qubits, 2)`.
+      shots: number of times the device measures each setting; `None` for its exact answer.
+
+    Returns:
+      A float64 array of shape `(batch, n_qubits)`.
+
+    Example:
+      >>> import numpy as np
+      >>> from qsgd_jax import Circuit
+      >>> from qsgd_jax._src import devices
+      >>> circuit, device = Circuit(n_qubits=2), devices.open_device("lightning.qubit", 2)
+      >>> encoding, angles = np.full((1, 1, 2), -np.pi / 2), np.zeros((1, 0, 2, 2))
+      >>> devices.run_settings(circuit, device, encoding, angles, None)
+      array([[1., 1.]])
+    """
+    answers = run_on_host(circuit, device, "expectation", encoding[:, None], angles, shots)
+    return answers[:, 0]
+
+
+@alone
+def check(
+    circuit: Circuit, device: Device, shots: int | None, readout: Readout = "expectation"
+) -> None:
+    """Let the device refuse what it cannot run or measure, without running anything."""
+    Prepared(circuit, device, readout, shots=shots)
+
+
+def try_out(circuit: Circuit, device: Device, shots: int | None, readout: Readout) -> None:
+    """Run one setting if that is exact, else check only: a run might be charged.
+
+    Raises:
+      ValueError: if the device cannot answer. Some turn out to have density matrices for states,
+        or no qubits, only when they run.
+    """
+    try:
+        if shots is None:
+            run(circuit, device, np.zeros((1, circuit.n_qubits)), readout)
+        else:
+            check(circuit, device, shots, readout)
+    except (ValueError, DeviceError) as error:
+        raise ValueError(f"device={device.name!r} cannot answer its {readout}: {error}") from error
+
+
+def measures_only(device: Device) -> bool:
+    """Whether a device is known to have no exact answers.
+
+    Qiskit's measure a default number of times where they are asked for one.
+    """
+    client = type(getattr(device, "target_device", device))
+    return any(base.__module__.startswith("pennylane_qiskit") for base in client.__mro__)
+
+
+@alone
+def _run_traced(circuit, device, readout, encoding, angles):
+    """One broadcast circuit, simulated by JAX itself."""
+
+    @qml.qnode(device, interface="jax", diff_method="backprop")
+    def qnode(encoding, angles):
+        return circuit.run(encoding, angles, readout, wires(circuit, device))
+
+    if encoding.shape[0] == 0:  # PennyLane cannot broadcast nothing
+        return jnp.zeros((0, circuit.n_outputs(readout)), encoding.dtype)
+    with warnings.catch_warnings(), jax.default_matmul_precision("highest"):
+        # PennyLane asks for complex128 at any precision, and JAX for a deprecated name.
+        warnings.filterwarnings("ignore", "Explicitly requested dtype .*complex128", UserWarning)
+        warnings.filterwarnings("ignore", "jax.core.is_concrete", DeprecationWarning)
+        answers = qnode(encoding, angles)
+    return stacked(answers, readout, circuit.n_qubits).astype(encoding.dtype)

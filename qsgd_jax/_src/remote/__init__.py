@@ -1,0 +1,1 @@
+"""Probing beside the training loop: the prober, its process, and what runs there."""
