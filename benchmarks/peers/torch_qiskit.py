@@ -198,12 +198,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", metavar="EPOCH.npz")
+    parser.add_argument("epoch", metavar="EPOCH.npz")
     parser.add_argument("--threads", type=int, default=1, metavar="X", help="default: %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    arrays = dict(np.load(args.task))
+    arrays = dict(np.load(args.epoch))
     tokens, labels = (torch.from_numpy(arrays.pop(name)).long() for name in ("tokens", "labels"))
     batches = list(zip(tokens, labels, strict=True))
     model = TextClassifier(arrays)

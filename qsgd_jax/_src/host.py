@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pennylane as qml
 from pennylane.devices import DefaultQubit, ExecutionConfig
@@ -47,7 +46,7 @@ def stacked(answers, readout, n_qubits) -> Any:
     """What a broadcast tape answered, `(batch, outputs)`."""
     if readout == "expectation":
         answers = answers if isinstance(answers, tuple | list) else (answers,)  # of one qubit
-        return (np if isinstance(answers[0], np.ndarray) else jnp).stack(answers, axis=-1)
+        return qml.math.stack(answers, axis=-1)  # pyright: ignore[reportAttributeAccessIssue]
     return answers if readout == "probabilities" else _real_amplitudes(answers, n_qubits)
 
 
@@ -65,7 +64,7 @@ def run_on_host(circuit, device, readout, encoding, angles, shots=None, prepare=
     """Gate angles to answers, `(*lead, batch, outputs)`; NumPy in and out.
 
     `encoding` is `(*lead, batch, uploads, n)` and `angles` `(*lead, depth, n, 2)`; `prepare`
-    remembers what it made ready. No JAX call is made here: inside a callback it would deadlock.
+    remembers what it made ready.
     """
     if isinstance(device, DefaultQubit):
         answers = _run_broadcast(circuit, device, readout, encoding, angles, shots)
