@@ -3,43 +3,70 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from qsgd_jax._src.circuit import Circuit
-from qsgd_jax._src.refreshable import RefreshableCoefficients
-from qsgd_jax._src.remote.prober import ProbeAccounting, ProbeError, RemoteProber
-from qsgd_jax._src.superposition import Superposition, superposition_weights
+from qsgd_jax._src.coverage import Everywhere, Leading
+from qsgd_jax._src.diagnostics import PerturbationDiagnostics
+from qsgd_jax._src.direct import Direct
+from qsgd_jax._src.refreshable import RefreshableCoefficients, refreshable
+from qsgd_jax._src.sampling import sampled
+from qsgd_jax._src.surrogate import Provenance, Surrogate
 from qsgd_jax._src.transforms import (
-    PerturbationDiagnostics,
     ScaleBySuperpositionState,
     SuperposeState,
     scale_by_superposition,
     superpose,
+    superposition_weights,
     superpositional_adamw,
 )
 
 if TYPE_CHECKING:
     from qsgd_jax import nn
+    from qsgd_jax._src.circuit import Circuit
+    from qsgd_jax._src.probing import probe
+    from qsgd_jax._src.remote.prober import ProbeAccounting, ProbeError, RemoteProber
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Circuit",
+    "Direct",
+    "Everywhere",
+    "Leading",
     "PerturbationDiagnostics",
     "ProbeAccounting",
     "ProbeError",
+    "Provenance",
     "RefreshableCoefficients",
     "RemoteProber",
     "ScaleBySuperpositionState",
     "SuperposeState",
-    "Superposition",
+    "Surrogate",
     "nn",
+    "probe",
+    "refreshable",
+    "sampled",
     "scale_by_superposition",
     "superpose",
     "superposition_weights",
     "superpositional_adamw",
 ]
 
+# Imported when first asked for: these import PennyLane, `nn` imports Flax.
+_LATER = {
+    "Circuit": "circuit",
+    "ProbeAccounting": "remote.prober",
+    "ProbeError": "remote.prober",
+    "RemoteProber": "remote.prober",
+    "probe": "probing",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "nn":  # imports Flax, for those who use it
+    if name == "nn":
         return importlib.import_module("qsgd_jax.nn")
+    if name in _LATER:
+        return getattr(importlib.import_module(f"qsgd_jax._src.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

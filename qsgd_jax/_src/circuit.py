@@ -51,14 +51,14 @@ class Circuit:
       depth: number of layers of RY, RZ and the CNOT chain.
       uploads: number of times the parameters are encoded: before each of the
         first `uploads` layers, the last one possibly before the readout.
-      weights: angles ω, φ of the layers in radians, shape `(depth, n_qubits, 2)`
-        (RY, RZ); `None` draws them from `seed`. They may be traced by JAX, and any array
-        made inside a jitted function is: its probe then is part of that function.
-      seed: seed of the angles, uniform in [-π, π), where `weights` is `None`.
+      angles: ω, φ of the layers in radians, shape `(depth, n_qubits, 2)` (RY, RZ); `None`
+        draws them from `seed`. They become float64, unless JAX is tracing them, as it does
+        any array made inside a jitted function: the probe then is part of that function.
+      seed: seed of the angles, uniform in [-π, π), where none are given.
 
     Raises:
       TypeError: if an integer argument is not an integer.
-      ValueError: if an argument is out of range, or `weights` has another shape
+      ValueError: if an argument is out of range, or `angles` has another shape
         or holds a value that is not finite.
 
     Example:
@@ -75,7 +75,7 @@ class Circuit:
     n_qubits: int = 4
     depth: int = 0
     uploads: int = 1
-    weights: Any = None
+    angles: Any = None
     seed: int = 0
 
     def __post_init__(self):
@@ -93,39 +93,34 @@ class Circuit:
             )
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must be 0 or more.")
-        if self.weights is not None:
-            self._check_weights()
+        if self.angles is None:
+            shape = (self.depth, self.n_qubits, 2)
+            drawn = np.random.default_rng(self.seed).uniform(-np.pi, np.pi, shape)
+            object.__setattr__(self, "angles", drawn)
+        self._check_angles()
 
-    def _check_weights(self):
+    def _check_angles(self):
         expected = (self.depth, self.n_qubits, 2)
         allowed = f"finite real angles of shape (depth, n_qubits, 2) = {expected}"
         try:
-            weights = self.weights if self.traced else np.asarray(self.weights)
+            angles = self.angles if self.traced else np.asarray(self.angles)
         except ValueError:  # lists of unequal lengths
-            raise ValueError(f"weights={self.weights!r} must be {allowed}.") from None
-        if weights.shape != expected:
-            raise ValueError(f"weights has shape {weights.shape}; allowed are {allowed}.")
+            raise ValueError(f"angles={self.angles!r} must be {allowed}.") from None
+        if angles.shape != expected:
+            raise ValueError(f"angles has shape {angles.shape}; allowed are {allowed}.")
         if not (
-            np.issubdtype(weights.dtype, np.integer) or jnp.issubdtype(weights.dtype, jnp.floating)
+            np.issubdtype(angles.dtype, np.integer) or jnp.issubdtype(angles.dtype, jnp.floating)
         ):
-            raise TypeError(f"weights={self.weights!r} must be {allowed}.")
-        if not self.traced and not np.isfinite(weights.astype(np.float64)).all():
-            raise ValueError(f"weights={self.weights!r} must be {allowed}.")
+            raise TypeError(f"angles={self.angles!r} must be {allowed}.")
+        if not self.traced and not np.isfinite(angles.astype(np.float64)).all():
+            raise ValueError(f"angles={self.angles!r} must be {allowed}.")
         if not self.traced:  # a copy: the caller's array may change before the probe
-            object.__setattr__(self, "weights", np.array(weights, np.float64))
+            object.__setattr__(self, "angles", np.array(angles, np.float64))
 
     @property
     def traced(self) -> bool:
         """Whether JAX is tracing the angles, so that their values are not known yet."""
-        return isinstance(self.weights, Tracer)
-
-    @property
-    def angles(self) -> Float[Array, "depth n_qubits 2"] | np.ndarray:
-        """The angles in radians: `weights`, in float64 where concrete, or those of `seed`."""
-        if self.weights is not None:
-            return self.weights
-        shape = (self.depth, self.n_qubits, 2)
-        return np.random.default_rng(self.seed).uniform(-np.pi, np.pi, shape)
+        return isinstance(self.angles, Tracer)
 
     @property
     def origin(self) -> Float[Array, " n_qubits"] | np.ndarray:
@@ -187,7 +182,7 @@ class Circuit:
             qml.CNOT(pair)
 
     def qnode(self, device: Any = "lightning.qubit", readout: Readout = "expectation") -> qml.QNode:
-        """The circuit as an ordinary QNode `f(theta, weights=None)`, to draw, run or transform.
+        """The circuit as an ordinary QNode `f(theta, angles=None)`, to draw, run or transform.
 
         Args:
           device: a PennyLane device name or instance.
@@ -195,12 +190,12 @@ class Circuit:
 
         Returns:
           A QNode of `theta`, shape `(..., n_qubits)` with at most one batch
-          dimension, and of `weights`, by default the circuit's own angles.
+          dimension, and of `angles`, by default the circuit's own.
 
         Raises:
           TypeError: if `device` is neither a name nor a device.
           ValueError: if the device is not installed or too small; when called, if `theta`
-            or `weights` has the wrong shape.
+            or `angles` has the wrong shape.
 
         Example:
           >>> import numpy as np, qsgd_jax as qsgd
@@ -211,27 +206,28 @@ class Circuit:
         opened = open_device(device, self.n_qubits)
         wires = None if opened.wires is None else opened.wires[: self.n_qubits]
 
-        def superposition(theta, weights=None):
+        def superposition(theta, angles=None):
             theta = theta if hasattr(theta, "shape") else np.asarray(theta)
-            angles = self.angles if weights is None else weights
+            angles = self.angles if angles is None else angles
             if theta.shape[-1:] != (self.n_qubits,):
                 raise ValueError(
                     f"theta has shape {theta.shape}; allowed is (..., {self.n_qubits})."
                 )
             expected = (self.depth, self.n_qubits, 2)
             if np.shape(angles)[-3:] != expected:
-                raise ValueError(f"weights has shape {np.shape(angles)}; allowed is {expected}.")
+                raise ValueError(f"angles has shape {np.shape(angles)}; allowed is {expected}.")
             return self.run(self.encoding(theta), angles, readout, wires)
 
         return qml.QNode(superposition, opened)
 
 
-def open_device(device: Any, n_qubits: int) -> Device:
+def open_device(device: Any, n_qubits: int, wires: Any = None) -> Device:
     """A PennyLane device from its name or an instance, checked against the circuit's width.
 
     Args:
       device: a name such as `"lightning.qubit"`, or an open device.
       n_qubits: number of wires the circuit needs.
+      wires: their labels; 0, 1, … where `None`.
 
     Returns:
       The open device.
@@ -247,7 +243,7 @@ def open_device(device: Any, n_qubits: int) -> Device:
     """
     if isinstance(device, str):
         check_installed(device)
-        return qml.device(device, wires=n_qubits)
+        return qml.device(device, wires=n_qubits if wires is None else wires)
     if not isinstance(device, Device):
         raise TypeError(f"device={device!r} must be the name of a PennyLane device or a device.")
     if device.wires is not None and len(device.wires) < n_qubits:

@@ -9,6 +9,7 @@
   for higher derivatives, the parameter-shift rule.
 """
 
+import functools
 import warnings
 
 import jax
@@ -23,7 +24,19 @@ from qsgd_jax._src.callbacks import host_function, sampling_function
 from qsgd_jax._src.circuit import Circuit, Readout, open_device
 from qsgd_jax._src.host import Prepared, alone, run_on_host, stacked, wires
 
-__all__ = ["check", "measures_only", "open_device", "run", "run_settings", "try_out"]
+__all__ = [
+    "check",
+    "measures_only",
+    "n_shots",
+    "open_device",
+    "opened",
+    "run",
+    "run_settings",
+    "try_out",
+]
+
+opened = functools.lru_cache(maxsize=64)(open_device)
+"""An open device, the same one for a name: who keeps the name can be pickled and compared."""
 
 
 def run(
@@ -60,7 +73,7 @@ def run(
     if not isinstance(theta, Tracer) and not circuit.traced:
         encoding = circuit.encoding(np.asarray(theta, np.float64))
         return run_on_host(circuit, device, readout, encoding, circuit.angles, shots)
-    given = (x for x in (theta, circuit.weights) if isinstance(x, jax.Array))
+    given = (x for x in (theta, circuit.angles) if isinstance(x, jax.Array))
     dtype = jnp.promote_types(jnp.result_type(*given), jnp.float32)
     encoding = circuit.encoding(jnp.asarray(theta, dtype))
     angles = jnp.asarray(circuit.angles, dtype)
@@ -122,6 +135,27 @@ def try_out(circuit: Circuit, device: Device, shots: int | None, readout: Readou
             check(circuit, device, shots, readout)
     except (ValueError, DeviceError) as error:
         raise ValueError(f"device={device.name!r} cannot answer its {readout}: {error}") from error
+
+
+def n_shots(circuit: Circuit, device: Device, shots: int | None) -> int | None:
+    """How often a device measures a circuit: as asked, or as it says itself; `None` if exactly.
+
+    Raises:
+      ValueError: if it is asked for what it cannot do.
+    """
+    if device.shots.has_partitioned_shots:
+        raise ValueError(
+            f"device={device.name!r} has a vector of shots; allowed is one number, by shots=."
+        )
+    shots = shots or device.shots.total_shots
+    if shots is None and measures_only(device):
+        raise ValueError(f"shots=None: {device.name!r} can only measure; say how often.")
+    if shots is not None and circuit.traced:
+        raise ValueError(
+            f"{device.name!r} answers by {shots} measurements, which have no derivative; allowed "
+            "are circuits of concrete angles."
+        )
+    return shots
 
 
 def measures_only(device: Device) -> bool:

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from qsgd_jax._src.fourier import cospi, in_one_loop, sinpi
+from qsgd_jax._src.half_turns import cospi, sinpi
+from qsgd_jax._src.xla import in_one_loop, sum_to
 
 Coefficients = Float[Array, "2 frequencies *#shape"]
 """a and b, lowest frequency first; further axes broadcast against those of x."""
@@ -246,18 +247,5 @@ def _moments(x, g, allowed, degree: int, factor: float, shape: tuple[int, ...]):
         for first in range(0, len(sums), 2 * _HARMONICS):
             group = slice(first, first + 2 * _HARMONICS)
             sums[group] = in_one_loop(sums[group])
-        totals += jnp.stack([_sum_to(each, shape) for each in sums])
+        totals += jnp.stack([sum_to(each, shape) for each in sums])
     return jnp.moveaxis(totals.reshape((-1, 2, *shape)), 1, 0)
-
-
-def _sum_to(array, shape):
-    """The sum over the axes that broadcasting from `shape` would have added.
-
-    First over the last of them: the XLA:CPU of jax 0.7 would add a million terms one by one, which
-    costs two digits, and makes one sum of two that follow each other.
-    """
-    lead = array.ndim - len(shape)
-    kept = [lead + i for i, size in enumerate(shape) if size > 1]
-    summed = [i for i in range(array.ndim) if i not in kept]
-    rows = jax.lax.optimization_barrier(array.sum(summed[-1:], keepdims=True))
-    return rows.sum(summed[:-1]).reshape(shape)

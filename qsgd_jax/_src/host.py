@@ -3,6 +3,7 @@
 No JAX call is made here: inside a callback it would deadlock.
 """
 
+import contextlib
 import functools
 import itertools
 import math
@@ -32,10 +33,20 @@ def alone(function):
 
     @functools.wraps(function)
     def taking_turns(*args):
-        with _ONE_AT_A_TIME:
+        with _ONE_AT_A_TIME, _without_capture():
             return function(*args)
 
     return taking_turns
+
+
+@contextlib.contextmanager
+def _without_capture() -> Iterator[None]:
+    """With PennyLane's program capture, a switch of the whole process, tapes would stay empty."""
+    if not qml.capture.enabled():  # `pause` would switch it on afterwards
+        yield
+        return
+    with qml.capture.pause():
+        yield
 
 
 def wires(circuit, device):
@@ -82,9 +93,14 @@ def slopes_on_host(circuit, device, encoding, angles, prepare) -> np.ndarray:
     return slopes.reshape((*encoding.shape[:-2], circuit.n_qubits, prepared.n_gates))
 
 
-def _in_chunks(ask, tapes, n_qubits) -> np.ndarray:
+def few_threads(n_qubits: int) -> threadpool_limits:
+    """Keep a small circuit to one of a simulator's threads."""
     limit = 1 if n_qubits < _FEWEST_QUBITS_FOR_THREADS else None
-    with threadpool_limits(limit, user_api="openmp"):
+    return threadpool_limits(limit, user_api="openmp")
+
+
+def _in_chunks(ask, tapes, n_qubits) -> np.ndarray:
+    with few_threads(n_qubits):
         chunks = iter(lambda: list(itertools.islice(tapes, _MAX_BATCH)), [])
         answers = [np.asarray(ask(chunk)) for chunk in chunks]
     return np.concatenate(answers or [np.zeros(0)])

@@ -1,6 +1,7 @@
 """Fourier coefficients that live in an optimizer's state, to be replaced between steps."""
 
-import zlib
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
-from qsgd_jax._src.circuit import Circuit
-from qsgd_jax._src.superposition import Superposition
+from qsgd_jax._src.surrogate import Surrogate
 
 
 class RefreshableCoefficients(NamedTuple):
@@ -23,7 +23,7 @@ class RefreshableCoefficients(NamedTuple):
       age: steps since they were asked for.
       steps_since_request: steps since a device was last asked for others.
       measured_at: when they were asked for, in Unix seconds; 0 for those that the state started
-        with, which are of the superposition's own device.
+        with, which are the surrogate's own.
       circuit: checksum of the circuit that they belong to.
       jobs: jobs that `RemoteProber`s have submitted since the state was made.
       shots: shots that those jobs asked for.
@@ -38,25 +38,59 @@ class RefreshableCoefficients(NamedTuple):
     shots: UInt32[Array, ""]
 
 
-def initial_coefficients(superposition: Superposition) -> RefreshableCoefficients | None:
-    """Those of the superposition's own device; `None` if they are not refreshable."""
-    if not superposition.refreshable:
-        return None
-    return RefreshableCoefficients(
-        jnp.asarray(superposition.coefficients),
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((), jnp.uint32),
-        jnp.asarray(checksum(superposition.circuit), jnp.uint32),
-        jnp.zeros((), jnp.uint32),
-        jnp.zeros((), jnp.uint32),
-    )
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["surrogate"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Refreshable:
+    """A surrogate whose coefficients live in the optimizer's state: see `refreshable`."""
+
+    surrogate: Surrogate
+
+    @property
+    def n_inputs(self) -> int:
+        """How many inputs it has."""
+        return self.surrogate.n_inputs
+
+    def initial(self) -> RefreshableCoefficients:
+        """What an optimizer's state begins with."""
+        zero = jnp.zeros((), jnp.int32)
+        none = jnp.zeros((), jnp.uint32)
+        checksum = jnp.asarray(self.surrogate.provenance.checksum or 0, jnp.uint32)
+        table = jnp.asarray(self.surrogate.coefficients)
+        return RefreshableCoefficients(table, zero, jnp.copy(zero), none, checksum, none, none)
+
+    def current(self, held: RefreshableCoefficients) -> Surrogate:
+        """The surrogate of the coefficients that a state holds."""
+        return self.surrogate.with_coefficients(held.table)
 
 
-def checksum(circuit: Circuit) -> int:
-    """A number that tells circuits apart: a table means nothing for another."""
-    shape = np.array([circuit.n_qubits, circuit.depth, circuit.uploads])
-    return zlib.crc32(shape.tobytes() + np.asarray(circuit.angles, np.float64).tobytes())
+def refreshable(surrogate: Surrogate) -> Refreshable:
+    """A surrogate whose coefficients live in the optimizer's state, to be replaced between steps.
+
+    `RemoteProber` replaces them there by what a device has measured meanwhile. All of them may be
+    nonzero then, so that a step costs what a circuit with all interactions does.
+
+    Args:
+      surrogate: whose coefficients the state begins with.
+
+    Returns:
+      What a transformation takes in the surrogate's place.
+
+    Raises:
+      TypeError: if `surrogate` is none.
+      ValueError: if JAX is tracing it: its coefficients belong to their trace.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, qsgd_jax as qsgd
+      >>> surrogate = qsgd.refreshable(qsgd.probe(qsgd.Circuit(n_qubits=2)))
+      >>> state = qsgd.superpositional_adamw(1e-3, surrogate=surrogate).init(jnp.zeros(3))
+      >>> optax.tree.get(state, "table").shape
+      (2, 3, 3)
+    """
+    if not isinstance(surrogate, Surrogate):
+        raise TypeError(f"surrogate={surrogate!r} must be a qsgd_jax.Surrogate.")
+    if surrogate.traced:
+        raise ValueError(f"surrogate={surrogate!r} must be concrete, as its trace will end.")
+    return Refreshable(surrogate)
 
 
 def find(

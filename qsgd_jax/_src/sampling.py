@@ -1,12 +1,18 @@
 """Random keys of steps and leaves, and joint measurements of a block's qubits."""
 
+import dataclasses
 import functools
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Float, Int32, UInt32
+
+from qsgd_jax._src.checks import check_integer
+from qsgd_jax._src.direct import Direct
+from qsgd_jax._src.surrogate import Surrogate
 
 _KEY_IMPLEMENTATION = "threefry2x32"
 
@@ -38,6 +44,87 @@ def step_key(data: UInt32[Array, "2"], count: Array | int) -> Array:
 def leaf_key(key: Array, path: tuple) -> Array:
     """A stream for each leaf, by its path: an index would repeat under `optax.partition`."""
     return jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
+
+
+def slice_keys(key: Array, shape: tuple[int, ...]) -> Array:
+    """A stream for each slice of a leaf that stacks layers, along one axis; itself for none."""
+    keys = key[None]
+    for size in shape:
+        keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, jnp.arange(size))
+        keys = keys.ravel()
+    return keys
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["surrogate"], meta_fields=["shots"]
+)
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """A surrogate of joint probabilities whose outputs are drawn anew in each step: see `sampled`.
+
+    Attributes:
+      surrogate: of the probabilities.
+      shots: of how many joint measurements a weight is the mean.
+    """
+
+    surrogate: Surrogate | Direct
+    shots: int
+
+    @property
+    def n_inputs(self) -> int:
+        """How many inputs it has, and weights it gives."""
+        return self.surrogate.n_inputs
+
+    def sample(
+        self, probabilities: list[Float[Array, "..."]], key: Array, numbers: Int32[Array, "..."]
+    ) -> list[Float[Array, "..."]]:
+        """The weights of blocks from the probabilities of their bitstrings; see `mean_of_shots`."""
+        return mean_of_shots(self.n_inputs, self.shots)(probabilities, key, numbers)
+
+
+def sampled(surrogate: Surrogate | Direct, shots: int) -> Sampled:
+    r"""Weights as a device would measure them: means of joint measurements, fresh in each step.
+
+    .. math:: w_j = \frac1k \sum_{s=1}^{k} (-1)^{b_{sj}}, \qquad b_s \sim p(b \mid \theta)
+
+    drawn by JAX from exact probabilities, all qubits of a block together, so that their
+    correlations are the circuit's. Each step, leaf and block has a stream of its own. Such weights
+    have no derivative.
+
+    Args:
+      surrogate: made by `probe(..., readout="probabilities")`, or a `Direct` of that readout.
+      shots: k, how many measurements a weight is the mean of.
+
+    Returns:
+      What a transformation takes in a surrogate's place.
+
+    Raises:
+      TypeError: if `surrogate` is neither.
+      ValueError: if it answers something else, or was measured itself, or `shots` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, qsgd_jax as qsgd
+      >>> surrogate = qsgd.probe(qsgd.Circuit(n_qubits=2), readout="probabilities")
+      >>> weights = qsgd.superposition_weights(qsgd.sampled(surrogate, shots=16), jnp.zeros(2))
+      >>> bool(jnp.all(jnp.abs(weights) <= 1))
+      True
+    """
+    if not isinstance(surrogate, (Surrogate, Direct)):
+        raise TypeError(f"surrogate={surrogate!r} must be a qsgd_jax.Surrogate or Direct.")
+    check_integer("shots", shots, 1, 2**31 - 1)
+    n = surrogate.n_inputs
+    if surrogate.readout != "probabilities" or surrogate.n_outputs != 2**n:
+        raise ValueError(
+            f"surrogate answers {surrogate.n_outputs} values of readout={surrogate.readout!r}; "
+            f"allowed are the {2**n} joint probabilities of {n} qubits, readout='probabilities'."
+        )
+    measured = surrogate.shots
+    if measured is not None:
+        raise ValueError(
+            f"shots={shots} are drawn from exact probabilities; surrogate estimates them by "
+            f"{measured} measurements."
+        )
+    return Sampled(surrogate, int(shots))
 
 
 @functools.cache

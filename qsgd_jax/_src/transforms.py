@@ -1,9 +1,7 @@
 """Superpositional gradient descent as optax gradient transformations."""
 
 import functools
-import math
 from collections.abc import Callable
-from types import NoneType
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -11,30 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int32, UInt32
+from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
-from qsgd_jax._src.perturbation import real_parts
-from qsgd_jax._src.refreshable import RefreshableCoefficients, initial_coefficients
-from qsgd_jax._src.sampling import key_data, step_key
-from qsgd_jax._src.superposition import Superposition
-from qsgd_jax._src.trees import check_gradients, check_state
+from qsgd_jax._src.coverage import Coverage, coverage_of
+from qsgd_jax._src.diagnostics import PerturbationDiagnostics, no_perturbation, report
+from qsgd_jax._src.direct import Direct
+from qsgd_jax._src.refreshable import Refreshable, RefreshableCoefficients
+from qsgd_jax._src.sampling import Sampled, key_data, step_key
+from qsgd_jax._src.surrogate import Surrogate
+from qsgd_jax._src.trees import check_gradients, check_state, is_none, wider
+from qsgd_jax._src.weighing import Weigher, weigh
 
-Weigh = Literal["gradient", "update", "moments"]
+Weigh = Literal["update", "gradient", "moments"]
 ScalarOrSchedule = Float[Array, ""] | float | optax.Schedule
-
-
-class PerturbationDiagnostics(NamedTuple):
-    """How much a step was perturbed; read it with `optax.tree.get(state, "relative_norm")`.
-
-    Attributes:
-      relative_norm: Euclidean norm of the perturbation over that of the step before it,
-        both over the whole tree; 0 where both vanish. The "step" is what the
-        transformation is given or wraps: with `weigh="moments"`, the gradient before Adam.
-      flipped_share: share of the weighed coordinates whose direction was reversed.
-    """
-
-    relative_norm: Float[Array, ""]
-    flipped_share: Float[Array, ""]
+AnySurrogate = Surrogate | Sampled | Refreshable | Direct
+AnyCoverage = Coverage | Literal["leading", "everywhere"]
 
 
 class ScaleBySuperpositionState(NamedTuple):
@@ -73,7 +62,8 @@ class SuperposeState(NamedTuple):
 
 def scale_by_superposition(
     quantum_weight: ScalarOrSchedule = 0.5,
-    superposition: Superposition | None = None,
+    surrogate: AnySurrogate | None = None,
+    coverage: AnyCoverage = "leading",
     *,
     key: Array | int = 0,
     diagnostics: bool = False,
@@ -84,14 +74,18 @@ def scale_by_superposition(
 
     For :math:`|\lambda| < 1` each coordinate keeps its direction, at any scale of the
     gradient. With :math:`\lambda = 0` updates pass unchanged, as long as they and the
-    parameters are finite (and are no denormal numbers, which XLA flushes on CPU). Without
-    shots the result is differentiable in λ, in the parameters and in the circuit's angles.
+    parameters are finite (and are no denormal numbers, which XLA flushes on CPU). Unless the
+    weights are `sampled`, the result is differentiable in λ, in the parameters and in the
+    circuit's angles.
 
     Args:
       quantum_weight: λ, a float, a scalar array or a schedule of the count of steps
         taken before this one.
-      superposition: circuit, coverage and device; by default `Superposition()`.
-      key: a seed or a random key for sampled weights (`shots`); it lives in the state.
+      surrogate: what answers the weights: a `Surrogate`, or what `sampled`, `refreshable` and
+        `Direct` make; by default that of `Circuit()`, at depth 0.
+      coverage: `"leading"`, the first coordinates of each tensor as one block (the paper),
+        `"everywhere"`, all of them, or `Leading(...)`, `Everywhere(...)`.
+      key: a seed or a random key for `sampled` weights; it lives in the state.
       diagnostics: whether the state reports the size of the perturbation, which reads
         every update once more.
 
@@ -100,7 +94,8 @@ def scale_by_superposition(
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `quantum_weight` is not finite or not a scalar.
+      ValueError: if `quantum_weight` is not finite or not a scalar, or the surrogate has not
+        one output for each input, within ±1; in `update`, if trees or state do not fit.
 
     Example:
       >>> import jax.numpy as jnp, optax, qsgd_jax as qsgd
@@ -114,28 +109,20 @@ def scale_by_superposition(
       The perturbation Q of Eq. 2 of Pamuk, Özdemir, Kocabay, arXiv:2511.01918, applied
       to the update instead of being added to it.
     """
-    _check_quantum_weight(quantum_weight)
-    chosen = _chosen(superposition)
-    seed = key_data(key)
+    source = _Source(quantum_weight, surrogate, coverage, key, diagnostics)
 
     def init(params: optax.Params) -> Any:
         del params
-        return ScaleBySuperpositionState(
-            jnp.zeros((), jnp.int32),
-            jnp.copy(seed),
-            _no_perturbation() if diagnostics else None,
-            initial_coefficients(chosen),
-        )
+        return ScaleBySuperpositionState(*source.init())
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         del extra_args
-        check_state(state, init, params)
-        strength, step = _strength_and_key(chosen, quantum_weight, state)
-        held = state.coefficients
-        scaled = chosen.perturb(updates, None, params, strength, step, held and held.table)
-        report = _report(chosen, updates, scaled, updates, params) if diagnostics else None
+        check_state(state, init, params, updates)
+        weigher, strength, step = source.now(state)
+        scaled = weigh(weigher, source.coverage, params, updates, strength, step)  # u (1 + λ w)
+        scaled = jax.tree.map(_as_update, updates, scaled, is_leaf=is_none)
         return scaled, ScaleBySuperpositionState(
-            _next(state.count), state.key, report, _a_step_older(held)
+            *source.next(state, updates, scaled, updates, params)
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -144,7 +131,8 @@ def scale_by_superposition(
 def superpose(
     inner: optax.GradientTransformation,
     quantum_weight: ScalarOrSchedule = 0.5,
-    superposition: Superposition | None = None,
+    surrogate: AnySurrogate | None = None,
+    coverage: AnyCoverage = "leading",
     *,
     key: Array | int = 0,
     diagnostics: bool = False,
@@ -161,8 +149,11 @@ def superpose(
       inner: a transformation of the gradients, e.g. `optax.scale_by_adam()`.
       quantum_weight: λ, a float, a scalar array or a schedule of the count of steps
         taken before this one.
-      superposition: circuit, coverage and device; by default `Superposition()`.
-      key: a seed or a random key for sampled weights (`shots`); it lives in the state.
+      surrogate: what answers the weights: a `Surrogate`, or what `sampled`, `refreshable` and
+        `Direct` make; by default that of `Circuit()`, at depth 0.
+      coverage: `"leading"`, the first coordinates of each tensor as one block (the paper),
+        `"everywhere"`, all of them, or `Leading(...)`, `Everywhere(...)`.
+      key: a seed or a random key for `sampled` weights; it lives in the state.
       diagnostics: whether the state reports the size of the perturbation, which reads
         every update once more.
 
@@ -171,7 +162,8 @@ def superpose(
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `quantum_weight` is not finite or not a scalar.
+      ValueError: if `quantum_weight` is not finite or not a scalar, or the surrogate has not
+        one output for each input, within ±1; in `update`, if trees or state do not fit.
 
     Example:
       >>> import optax, qsgd_jax as qsgd
@@ -185,32 +177,25 @@ def superpose(
     References:
       Eq. 1 of Pamuk, Özdemir, Kocabay, arXiv:2511.01918.
     """
-    _check_quantum_weight(quantum_weight)
-    chosen = _chosen(superposition)
-    seed = key_data(key)
+    source = _Source(quantum_weight, surrogate, coverage, key, diagnostics)
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"inner={inner!r} must be an optax.GradientTransformation.")
     wrapped = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> Any:
-        return SuperposeState(
-            jnp.zeros((), jnp.int32),
-            jnp.copy(seed),
-            _no_perturbation() if diagnostics else None,
-            initial_coefficients(chosen),
-            wrapped.init(params),
-        )
+        return SuperposeState(*source.init(), wrapped.init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        check_state(state, init, params)
-        check_gradients(updates, params)
-        strength, step = _strength_and_key(chosen, quantum_weight, state)
+        check_state(state, init, params, updates)
+        check_gradients(updates, params)  # Adam's moments would broadcast what does not fit
+        weigher, strength, step = source.now(state)
         steps, inner_state = wrapped.update(updates, state.inner_state, params, **extra_args)
-        held = state.coefficients
-        perturbed = chosen.perturb(steps, updates, params, strength, step, held and held.table)
-        report = _report(chosen, steps, perturbed, updates, params) if diagnostics else None
+        weighed = weigh(weigher, source.coverage, params, updates, key=step)  # w ⊙ g
+        perturbed = jax.tree.map(
+            functools.partial(_plus, strength), steps, weighed, is_leaf=is_none
+        )  # u + λ w ⊙ g
         return perturbed, SuperposeState(
-            _next(state.count), state.key, report, _a_step_older(held), inner_state
+            *source.next(state, steps, perturbed, updates, params), inner_state
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -228,8 +213,9 @@ def superpositional_adamw(
     *,
     nesterov: bool = False,
     quantum_weight: ScalarOrSchedule = 0.5,
-    weigh: Weigh = "gradient",
-    superposition: Superposition | None = None,
+    weigh: Weigh = "update",
+    surrogate: AnySurrogate | None = None,
+    coverage: AnyCoverage = "leading",
     key: Array | int = 0,
     diagnostics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -241,11 +227,11 @@ def superpositional_adamw(
 
     with ω the weight decay, and by `weigh`
 
+    * `"update"`: :math:`\tilde u_t = u_t \, (1 + \lambda_t w(\theta_{t-1}))`; keeps each
+      coordinate's direction for :math:`|\lambda| < 1`.
     * `"gradient"`: :math:`\tilde u_t = u_t + \lambda_t w(\theta_{t-1}) \odot g_t`, the
       paper's Eq. 1. It adds a raw gradient to a normalised step and can climb where
       gradients are large.
-    * `"update"`: :math:`\tilde u_t = u_t \, (1 + \lambda_t w(\theta_{t-1}))`; keeps each
-      coordinate's direction for :math:`|\lambda| < 1`. Recommended outside replication.
     * `"moments"`: Adam of :math:`g_t \, (1 + \lambda_t w(\theta_{t-1}))`, the paper's
       "quantum-inspired moment updates". A weight that changes slowly cancels in Adam's
       ratio, so it does little.
@@ -266,9 +252,12 @@ def superpositional_adamw(
       nesterov: whether to use Nesterov momentum.
       quantum_weight: λ, a float, a scalar array or a schedule of the count of steps
         taken before this one.
-      weigh: where the weights act: `"gradient"`, `"update"` or `"moments"`.
-      superposition: circuit, coverage and device; by default `Superposition()`.
-      key: a seed or a random key for sampled weights (`shots`); it lives in the state.
+      weigh: where the weights act: `"update"`, `"gradient"` or `"moments"`.
+      surrogate: what answers the weights: a `Surrogate`, or what `sampled`, `refreshable` and
+        `Direct` make; by default that of `Circuit()`, at depth 0.
+      coverage: `"leading"`, the first coordinates of each tensor as one block (the paper),
+        `"everywhere"`, all of them, or `Leading(...)`, `Everywhere(...)`.
+      key: a seed or a random key for `sampled` weights; it lives in the state.
       diagnostics: whether the state reports the size of the perturbation, which reads
         every update once more.
 
@@ -277,12 +266,13 @@ def superpositional_adamw(
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `weigh` is unknown, or `quantum_weight` is not finite or not a scalar;
-        in `update`, if gradients or state do not fit the parameters.
+      ValueError: if `weigh` is unknown, `quantum_weight` is not finite or not a scalar, or the
+        surrogate has not one output for each input, within ±1; in `update`, if trees or state do
+        not fit.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, qsgd_jax as qsgd
-      >>> optimizer = qsgd.superpositional_adamw(0.1, quantum_weight=0.5, weigh="update")
+      >>> optimizer = qsgd.superpositional_adamw(0.1, quantum_weight=0.5)
       >>> params = jnp.array([1.0, 2.0, 3.0])
       >>> state = optimizer.init(params)
       >>> for _ in range(60):
@@ -296,45 +286,152 @@ def superpositional_adamw(
       arXiv:1711.05101.
     """
     adam = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
+    weighing: Any = (quantum_weight, surrogate, coverage)
     options: dict[str, Any] = {"key": key, "diagnostics": diagnostics}
-    if weigh == "gradient":
-        direction = superpose(adam, quantum_weight, superposition, **options)
-    elif weigh == "update":
-        direction = optax.chain(
-            adam, scale_by_superposition(quantum_weight, superposition, **options)
-        )
+    if weigh == "update":
+        direction = optax.chain(adam, scale_by_superposition(*weighing, **options))
+    elif weigh == "gradient":
+        direction = superpose(adam, *weighing, **options)
     elif weigh == "moments":
-        direction = optax.chain(
-            scale_by_superposition(quantum_weight, superposition, **options), adam
-        )
+        direction = optax.chain(scale_by_superposition(*weighing, **options), adam)
     else:
-        raise ValueError(f"weigh={weigh!r} must be 'gradient', 'update' or 'moments'.")
-    chain = optax.chain(
+        raise ValueError(f"weigh={weigh!r} must be 'update', 'gradient' or 'moments'.")
+    return optax.chain(
         direction,
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
 
-    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        check_state(state, chain.init, params)
-        check_gradients(updates, params)  # Adam's moments would broadcast what does not fit
-        return chain.update(updates, state, params, **extra_args)
 
-    return optax.GradientTransformationExtraArgs(chain.init, update)
+def superposition_weights(
+    surrogate: AnySurrogate,
+    params: PyTree[Array],
+    coverage: AnyCoverage = "leading",
+    *,
+    key: Array | int = 0,
+) -> PyTree[Array]:
+    r"""What the circuit says about parameters: the weight of every coordinate.
+
+    .. math:: w_j(\theta) = \langle Z_j \rangle_{\theta_1 \dots \theta_n}
+
+    Args:
+      surrogate: what answers the weights, as for `scale_by_superposition`.
+      params: arrays of any shape and dtype.
+      coverage: which coordinates are weighed, as for `scale_by_superposition`.
+      key: a seed or a random key; used for `sampled` weights only. The transforms draw the same
+        sample in their first step from the same key.
+
+    Returns:
+      For each leaf an array of its shape with values in [−1, 1], zero where no weight
+      acts; float32, or float64 for double precision. A complex leaf is weighed as two
+      real ones and gets a complex array.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if the surrogate has not one output for each input, within ±1.
+
+    Example:
+      >>> import jax.numpy as jnp, qsgd_jax as qsgd
+      >>> params = {"bias": jnp.array([0.5, -0.5, 0.0, 1.0, 0.5])}
+      >>> print(qsgd.superposition_weights(qsgd.probe(qsgd.Circuit()), params)["bias"])
+      [ 1. -1.  0.  0.  0.]
+
+    References:
+      Eq. 2 of Pamuk, Özdemir, Kocabay, arXiv:2511.01918.
+    """
+    chosen = _chosen(surrogate)
+    weigher = chosen.surrogate if isinstance(chosen, Refreshable) else chosen
+    step = step_key(key_data(key), 0) if isinstance(weigher, Sampled) else None
+    weights = weigh(weigher, coverage_of(coverage), params, None, key=step)
+    return jax.tree.map(lambda leaf, w: jnp.zeros(jnp.shape(leaf)) if w is None else w, params, weights)
+
+
+class _Source:
+    """Where a transformation's weights come from, and the part of its state that they need."""
+
+    def __init__(
+        self, quantum_weight: Any, surrogate: Any, coverage: Any, key: Any, diagnostics: bool
+    ):
+        _check_quantum_weight(quantum_weight)
+        self._quantum_weight, self._surrogate = quantum_weight, _chosen(surrogate)
+        self.coverage = coverage_of(coverage)
+        self._seed, self._diagnostics = key_data(key), diagnostics
+
+    def init(self) -> tuple[Any, ...]:
+        """Count, key, diagnostics and coefficients of a new state."""
+        held = self._surrogate.initial() if isinstance(self._surrogate, Refreshable) else None
+        diagnostics = no_perturbation() if self._diagnostics else None
+        return jnp.zeros((), jnp.int32), jnp.copy(self._seed), diagnostics, held
+
+    def now(self, state: Any) -> tuple[Weigher, Float[Array, ""], Array | None]:
+        """What answers the weights in this step, λ, and the random key."""
+        for name, shape, dtype in (("count", (), jnp.int32), ("key", (2,), jnp.uint32)):
+            found = jax.typeof(getattr(state, name))
+            if (found.shape, found.dtype) != (shape, dtype):
+                raise ValueError(
+                    f"{name} of {found} in the state must be {jax.ShapeDtypeStruct(shape, dtype)}."
+                )
+        strength: Any = self._quantum_weight
+        strength = strength(state.count) if callable(strength) else strength
+        if jnp.shape(strength) != ():
+            raise ValueError(f"quantum_weight of shape {jnp.shape(strength)} must be a scalar.")
+        weigher, key = self._surrogate, None
+        if isinstance(weigher, Refreshable):
+            weigher = weigher.current(state.coefficients)
+        if isinstance(weigher, Sampled):
+            key = step_key(state.key, state.count)
+        return weigher, jnp.real(jnp.asarray(strength)), key
+
+    def next(
+        self, state: Any, before: PyTree, after: PyTree, gradients: PyTree, params: PyTree
+    ) -> tuple[Any, ...]:
+        """The same of the state after this step."""
+        diagnostics = None
+        if self._diagnostics:
+            n = self._surrogate.n_inputs
+            diagnostics = report(self.coverage, n, before, after, gradients, params)
+        held: RefreshableCoefficients | None = state.coefficients
+        if held is not None:
+            age, since = _next(held.age), _next(held.steps_since_request)
+            held = held._replace(age=age, steps_since_request=since)
+        return _next(state.count), state.key, diagnostics, held
 
 
 @functools.cache
-def _default_superposition() -> Superposition:
+def _default_surrogate() -> Surrogate:
     """Shared, so that `inject_hyperparams`, which rebuilds its optimizer, probes once."""
-    return Superposition()
+    from qsgd_jax._src.circuit import Circuit  # imports PennyLane, for those who need it
+    from qsgd_jax._src.probing import probe
+
+    return probe(Circuit())
 
 
-def _chosen(superposition: Superposition | None) -> Superposition:
-    if superposition is None:
-        return _default_superposition()
-    if not isinstance(superposition, Superposition):
-        raise TypeError(f"superposition={superposition!r} must be a qsgd_jax.Superposition.")
-    return superposition
+def _chosen(surrogate: Any) -> AnySurrogate:
+    if surrogate is None:
+        return _default_surrogate()
+    if not isinstance(surrogate, AnySurrogate):
+        raise TypeError(
+            f"surrogate={surrogate!r} must be what qsgd_jax.probe, sampled, refreshable or Direct "
+            "makes."
+        )
+    if not isinstance(surrogate, Sampled):
+        _check_weights(surrogate.surrogate if isinstance(surrogate, Refreshable) else surrogate)
+    return surrogate
+
+
+def _check_weights(surrogate: Surrogate | Direct) -> None:
+    if surrogate.readout != "expectation" or surrogate.n_outputs != surrogate.n_inputs:
+        raise ValueError(
+            f"surrogate={surrogate!r} has {surrogate.n_outputs} outputs of readout="
+            f"{surrogate.readout!r}; allowed are expectations, one for each of its "
+            f"{surrogate.n_inputs} inputs (of joint probabilities qsgd_jax.sampled makes weights)."
+        )
+    if isinstance(surrogate, Surrogate) and not surrogate.traced:
+        largest, shots = surrogate.largest, surrogate.shots
+        if largest > 1 + (1e-6 if shots is None else 5 / shots**0.5):
+            raise ValueError(
+                f"surrogate={surrogate!r} has an output of {largest:.3g}; weights lie within ±1."
+            )
 
 
 def _check_quantum_weight(quantum_weight: Any) -> None:
@@ -342,15 +439,13 @@ def _check_quantum_weight(quantum_weight: Any) -> None:
         return
     allowed = "a finite real number, a scalar array or a schedule"
     # `inject_hyperparams` holds numbers in the dtype of the parameters, which may be complex.
-    if isinstance(quantum_weight, (bool, np.bool_, str, NoneType)) or np.any(
-        np.imag(quantum_weight)
-    ):
+    number = isinstance(quantum_weight, (int, float, complex, np.number, np.ndarray, jax.Array))
+    if not number or isinstance(quantum_weight, bool) or np.any(np.imag(quantum_weight)):
         raise TypeError(f"quantum_weight={quantum_weight!r} must be {allowed}.")
-    try:
-        value = np.asarray(np.real(quantum_weight), np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"quantum_weight={quantum_weight!r} must be {allowed}.") from None
-    if value.shape != () or not np.isfinite(value):
+    value = np.asarray(np.real(quantum_weight))
+    if value.dtype.kind in "bOSU":
+        raise TypeError(f"quantum_weight={quantum_weight!r} must be {allowed}.")
+    if value.shape != () or not np.isfinite(value.astype(np.float64)):
         raise ValueError(f"quantum_weight={quantum_weight!r} must be {allowed}.")
 
 
@@ -358,52 +453,14 @@ def _next(count: Int32[Array, ""]) -> Int32[Array, ""]:
     return cast(Array, optax.safe_increment(count))
 
 
-def _a_step_older(held: RefreshableCoefficients | None) -> RefreshableCoefficients | None:
-    return held and held._replace(
-        age=_next(held.age), steps_since_request=_next(held.steps_since_request)
-    )
+def _as_update(update: Any, scaled: Any) -> Any:
+    return update if scaled is None else scaled.astype(jnp.result_type(update))
 
 
-def _strength_and_key(superposition, quantum_weight, state):
-    for name, shape, dtype in (("count", (), jnp.int32), ("key", (2,), jnp.uint32)):
-        found = jax.typeof(getattr(state, name))
-        if (found.shape, found.dtype) != (shape, dtype):
-            raise ValueError(
-                f"{name} of {found} in the state must be {jax.ShapeDtypeStruct(shape, dtype)}."
-            )
-    strength: Any = quantum_weight(state.count) if callable(quantum_weight) else quantum_weight
-    if jnp.shape(strength) != ():
-        raise ValueError(f"quantum_weight of shape {jnp.shape(strength)} must be a scalar.")
-    key = None if superposition.shots is None else step_key(state.key, state.count)
-    return jnp.real(strength), key
-
-
-def _no_perturbation() -> PerturbationDiagnostics:
-    return PerturbationDiagnostics(*jnp.zeros((2,), jnp.float32))
-
-
-def _report(superposition, before, after, gradients, params) -> PerturbationDiagnostics:
-    """What the perturbation did to a step, from the updates before and after it."""
-    pairs = [
-        (x.astype(jnp.float32), y.astype(jnp.float32))
-        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-        for x, y in zip(real_parts(old), real_parts(new), strict=True)
-    ]
-    leaves, treedef = jax.tree.flatten(params)
-    most = superposition.circuit.n_qubits if superposition.coverage == "leading" else math.inf
-    weighed = sum(
-        min(part.size, most)
-        for leaf, gradient in zip(leaves, treedef.flatten_up_to(gradients), strict=True)
-        for part, _ in zip(real_parts(leaf), real_parts(gradient), strict=False)
-    )
-    flipped = sum((jnp.sum(jnp.sign(x) * jnp.sign(y) < 0) for x, y in pairs), jnp.zeros(()))
-    # Squares of what is large or small would leave float32.
-    largest = functools.reduce(
-        jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x, _ in pairs], jnp.zeros(())
-    )
-    scale = jnp.where(largest > 0, largest, 1)
-    norm = optax.tree.norm([x / scale for x, _ in pairs])
-    change = optax.tree.norm([y / scale - x / scale for x, y in pairs])
-    relative = jnp.where(change == 0, 0.0, change / norm)
-    share = flipped / max(weighed, 1)
-    return PerturbationDiagnostics(relative.astype(jnp.float32), share.astype(jnp.float32))
+def _plus(strength: Float[Array, ""], update: Any, weighed: Any) -> Any:
+    """Eq. 1, in the dtype of the update."""
+    if update is None or weighed is None:
+        return update
+    dtype = wider(jnp.result_type(update), weighed.dtype)
+    total = jnp.asarray(update, dtype) + strength.astype(weighed.real.dtype) * weighed
+    return total.astype(jnp.result_type(update))

@@ -133,7 +133,7 @@ class QuantumAttention(nnx.Module):
 
     @property
     def _opened(self):
-        return _open(self.device, self.n_qubits)
+        return devices.opened(self.device, self.n_qubits)
 
     def _check_device(self):
         device, shots = self._opened, self.shots
@@ -325,12 +325,6 @@ def _silent(key, shape, dtype):
     return angles.at[..., -1, 0, 1].set(np.pi)
 
 
-@functools.lru_cache(maxsize=64)
-def _open(device, n_qubits):
-    # Modules keep the name: two that are alike then have equal graph definitions.
-    return devices.open_device(device, n_qubits)
-
-
 @functools.partial(jax.jit, static_argnames=("device", "readout", "shots"))
 def _coefficients(angles, key, device, readout, shots):
     *heads, depth, n_qubits, _ = angles.shape
@@ -339,7 +333,7 @@ def _coefficients(angles, key, device, readout, shots):
 
     def values(angles):
         # RY(x) before RY(θ) is RY(x + θ): the score is encoded anew before each layer.
-        circuit = Circuit(n_qubits, depth, depth, weights=angles)
+        circuit = Circuit(n_qubits, depth, depth, angles=angles)
         answers = devices.run(circuit, device, -settings / np.pi, _ANSWERS[readout], shots, key)
         return answers[:, :n_qubits].sum(1)
 

@@ -19,7 +19,8 @@ from jaxtyping import PyTree
 from qsgd_jax._src import refreshable
 from qsgd_jax._src.checks import check_integer, check_seconds, shots_for
 from qsgd_jax._src.circuit import Circuit
-from qsgd_jax._src.probe import Probe, RejectedError
+from qsgd_jax._src.remote.answers import Probe, RejectedError
+from qsgd_jax._src.probing import checksum
 from qsgd_jax._src.refreshable import RefreshableCoefficients
 from qsgd_jax._src.remote.process import EndedError, WorkerProcess, device_name
 
@@ -192,10 +193,10 @@ class RemoteProber:
         self._is_closed = False
         _ = self._probe.exact  # now, rather than when the first answer has come
         shape = {name: int(getattr(circuit, name)) for name in ("n_qubits", "depth", "uploads")}
-        weights = np.asarray(circuit.angles).tolist()
+        angles = np.asarray(circuit.angles).tolist()
         self._start = functools.partial(
             WorkerProcess,
-            {"device": self._device, "circuit": shape, "weights": weights, "shots": shots},
+            {"device": self._device, "circuit": shape, "angles": angles, "shots": shots},
         )
         problem = self._open() if jax.process_index() == 0 else None
         if jax.process_count() > 1:  # else the others would wait for the first for ever
@@ -324,7 +325,7 @@ class RemoteProber:
 
     def _adopt(self, held: list[RefreshableCoefficients], structure: Any) -> None:
         """Take over what a state knows, perhaps restored from an earlier run."""
-        circuit = refreshable.checksum(self._circuit)
+        circuit = checksum(self._circuit)
         mine = [i for i, one in enumerate(held) if (refreshable.read(one.circuit) == circuit).all()]
         if not mine:
             raise ValueError(

@@ -21,13 +21,13 @@ import numpy as np
 
 from qsgd_jax._src import devices
 from qsgd_jax._src.circuit import Circuit
-from qsgd_jax._src.probe import Probe
+from qsgd_jax._src.remote.answers import Probe
 
 
 class _Worker:
-    def __init__(self, device: str, circuit: dict[str, Any], weights: list, shots: int):
+    def __init__(self, device: str, circuit: dict[str, Any], angles: list, shots: int):
         shape = (circuit["depth"], circuit["n_qubits"], 2)
-        self._circuit = Circuit(**circuit, weights=np.reshape(weights, shape))
+        self._circuit = Circuit(**circuit, angles=np.reshape(angles, shape))
         self._name, self._shots, self._device = device, shots, None
         self._probe = Probe(self._circuit, shots)
 

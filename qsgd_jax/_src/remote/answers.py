@@ -43,19 +43,20 @@ class Probe:
 
     Example:
       >>> from qsgd_jax import Circuit
-      >>> from qsgd_jax._src.probe import Probe
+      >>> from qsgd_jax._src.remote.answers import Probe
       >>> Probe(Circuit(n_qubits=4), shots=1000).n_settings  # 81 + 8 + 5
       94
     """
 
     def __init__(self, circuit: Circuit, shots: int):
         self._circuit, self._shots = circuit, shots
-        n, degree = circuit.n_qubits, circuit.uploads
-        self._n_grid = fourier.n_settings(n, degree)
+        n, uploads = circuit.n_qubits, circuit.uploads
+        degree = self._degree = (uploads,) * n
+        self._n_grid = fourier.n_settings(degree)
         further = np.random.default_rng(0).uniform(-1, 1, (_FURTHER, n))
         self._prediction = fourier.interpolation(further, degree)
-        theta = circuit.origin + np.concatenate([fourier.probe_grid(n, degree), further])
-        sure = np.zeros((n + 1, degree, n))
+        theta = circuit.origin + np.concatenate([fourier.probe_grid(degree), further])
+        sure = np.zeros((n + 1, uploads, n))
         sure[:, 0] = np.pi * (np.eye(n + 1, n, -1) - 0.5)
         #: Angles of the encoding's gates and of the layers', for each setting.
         self.encoding = np.concatenate([circuit.encoding(theta), sure])
@@ -112,7 +113,7 @@ class Probe:
                 f"answers off the grid differ by {math.sqrt(spread):.2f} from what those on it "
                 f"imply, where {_SPREAD} is the most: are settings mixed up?"
             )
-        return fourier.coefficients(grid, self._circuit.n_qubits, self._circuit.uploads)
+        return fourier.coefficients(grid, self._degree)
 
 
 def _as_array(answers) -> np.ndarray | None:

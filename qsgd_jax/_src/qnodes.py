@@ -1,0 +1,155 @@
+"""A user's own QNode, or function, at many settings: in one batch, from NumPy to NumPy."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pennylane as qml
+from jax.core import Tracer
+from jaxtyping import Float
+
+from qsgd_jax._src.circuit import open_device
+from qsgd_jax._src.host import alone, few_threads
+
+Settings = Float[np.ndarray, "settings inputs"]
+
+
+class Call(NamedTuple):
+    """A QNode or a function, and the arguments that a `functools.partial` has bound."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    @property
+    def is_qnode(self) -> bool:
+        """Whether it is a QNode, rather than a function or a compiled QNode."""
+        return isinstance(self.function, qml.QNode)
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether JAX is tracing a bound argument."""
+        return any(isinstance(x, Tracer) for x in jax.tree.leaves(self[1:]))
+
+    @property
+    def name(self) -> str:
+        """What its author has called it."""
+        function = self.function.func if self.is_qnode else self.function
+        return getattr(function, "__name__", type(function).__name__)
+
+    def __call__(self, inputs: Any) -> Any:
+        return self.function(*self.arguments, inputs, **self.keywords)
+
+
+class Plan(NamedTuple):
+    """How a setting is answered."""
+
+    circuits: int
+    shots: int | None
+
+
+def call_of(circuit: Any) -> Call:
+    """What a QNode, a function, or a `functools.partial` of one calls."""
+    if isinstance(circuit, functools.partial):
+        return Call(circuit.func, circuit.args, circuit.keywords)
+    return Call(circuit, (), {})
+
+
+def on_device(call: Call, device: Any, shots: int | None, n_inputs: int) -> Call:
+    """The same QNode on another device, with other shots, where they are given."""
+    qnode = call.function
+    if device is not None:
+        wires = qnode.device.wires
+        opened = open_device(device, n_inputs if wires is None else len(wires), wires)
+        qnode = qnode.update(device=opened)
+    if shots is not None:
+        qnode = qml.set_shots(qnode, shots=shots)
+    return call._replace(function=qnode)
+
+
+def plan(call: Call, setting: Float[np.ndarray, "..."]) -> Plan:
+    """What the QNode would run at a setting; nothing is run."""
+    tapes, _ = _tapes(call, [setting])
+    shots = tapes[0].shots
+    if shots.has_partitioned_shots:
+        raise ValueError(
+            f"{call.name} has a vector of shots, {shots.shot_vector}; allowed is one number, by "
+            "shots=."
+        )
+    return Plan(len(tapes), shots.total_shots)
+
+
+def values(call: Call, settings: Settings, batched: bool) -> np.ndarray | jax.Array:
+    """The outputs at each setting, `(settings, outputs)`; `batched` gives it all at once.
+
+    Raises:
+      ValueError: if the answer is no such array of real numbers.
+    """
+    if call.is_traced:
+        inputs = jnp.asarray(settings)
+        return _checked(_columns(call(inputs) if batched else jax.vmap(call)(inputs)), settings)
+    given = [settings] if batched else list(settings)
+    found = _run(call, given) if call.is_qnode else [call(setting) for setting in given]
+    try:
+        if batched:
+            return _checked(_columns(found[0]), settings)
+        rows = [_joined([_ravel(x) for x in jax.tree.leaves(answer)]) for answer in found]
+        traced = any(isinstance(row, Tracer) for row in rows)
+        return _checked(jnp.stack(rows) if traced else np.stack(rows), settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"circuit answers {found[0]!r}: {error}") from error
+
+
+@alone
+def _tapes(call: Call, settings: list[np.ndarray]) -> tuple[list[Any], list[tuple[int, Any]]]:
+    """The circuits of all settings, and of how many, and how, each answer is made."""
+    build = qml.workflow.construct_batch(call.function, level="user")
+    tapes, recipes = [], []
+    for setting in settings:
+        batch, recipe = build(*call.arguments, setting, **call.keywords)
+        tapes += batch
+        recipes.append((len(batch), recipe))
+    return tapes, recipes
+
+
+@alone
+def _run(call: Call, settings: list[np.ndarray]) -> list[Any]:
+    """What the QNode answers; all of its circuits go to the device at once."""
+    tapes, recipes = _tapes(call, settings)
+    device, options = call.function.device, call.function.execute_kwargs
+    names = ("mcm_method", "postselect_mode")
+    with few_threads(len(device.wires or tapes[0].wires)):
+        found = qml.execute(tapes, device, diff_method=None, **{k: options[k] for k in names})
+    answers, start = [], 0
+    for size, recipe in recipes:
+        answers.append(recipe(found[start : start + size]))
+        start += size
+    return answers
+
+
+def _ravel(answer: Any) -> Any:
+    return answer.ravel() if isinstance(answer, jax.Array) else np.ravel(answer)
+
+
+def _joined(parts: list[Any], axis: int = 0) -> Any:
+    traced = any(isinstance(part, Tracer) for part in parts)
+    return jnp.concatenate(parts, axis) if traced else np.concatenate(parts, axis)
+
+
+def _columns(answer: Any) -> Any:
+    """A batch's answer, one or several arrays of which each has a row for each setting."""
+    leaves = [x if isinstance(x, jax.Array) else np.asarray(x) for x in jax.tree.leaves(answer)]
+    return _joined([x.reshape((*x.shape[:1], -1)) for x in leaves], axis=-1)
+
+
+def _checked(array: Any, settings: Settings) -> Any:
+    kinds = (jnp.floating, jnp.integer)
+    real = any(jnp.issubdtype(array.dtype, kind) for kind in kinds)
+    if array.ndim != 2 or len(array) != len(settings) or not array.shape[1] or not real:
+        raise ValueError(
+            f"an array of shape {array.shape} and dtype {array.dtype}; allowed are real numbers of "
+            f"shape ({len(settings)}, outputs), a row for each setting."
+        )
+    return array if isinstance(array, Tracer) else np.asarray(array, np.float64)
