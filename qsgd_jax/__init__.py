@@ -8,13 +8,13 @@ from qsgd_jax._src.diagnostics import PerturbationDiagnostics
 from qsgd_jax._src.direct import Direct
 from qsgd_jax._src.refreshable import RefreshableCoefficients, refreshable
 from qsgd_jax._src.sampling import sampled
+from qsgd_jax._src.source import superposition_weights
 from qsgd_jax._src.surrogate import Provenance, Surrogate
 from qsgd_jax._src.transforms import (
     ScaleBySuperpositionState,
     SuperposeState,
     scale_by_superposition,
     superpose,
-    superposition_weights,
     superpositional_adamw,
 )
 

@@ -102,7 +102,7 @@ class Leading(Coverage):
        [1. 0.]]
     """
 
-    def weigh(  # noqa: D102
+    def weigh(
         self, answer: Answer, n: int, theta: Leaf, x: Leaf | None, strength: Array | None
     ) -> Leaf:
         corners = blocks.corner_blocks(theta, n)
@@ -118,13 +118,13 @@ class Leading(Coverage):
         # is a tenth of AdamW's memory traffic.
         return blocks.from_leading_block(head * blocks.corner_blocks(x, n), theta.shape)
 
-    def blocks(self, theta: Leaf, n: int) -> list[Leaf]:  # noqa: D102
+    def blocks(self, theta: Leaf, n: int) -> list[Leaf]:
         return list(blocks.leading_block(theta, n))
 
-    def numbers(self, shape: tuple[int, ...], n: int) -> Int32[Array, "..."]:  # noqa: D102
+    def numbers(self, shape: tuple[int, ...], n: int) -> Int32[Array, "..."]:
         return jnp.int32(0)
 
-    def n_weighed(self, shape: tuple[int, ...], n: int) -> int:  # noqa: D102
+    def n_weighed(self, shape: tuple[int, ...], n: int) -> int:
         return min(math.prod(shape), n)
 
 
@@ -151,7 +151,7 @@ class Everywhere(Coverage):
        [1. 1.]]
     """
 
-    def weigh(  # noqa: D102
+    def weigh(
         self, answer: Answer, n: int, theta: Leaf, x: Leaf | None, strength: Array | None
     ) -> Leaf:
         # The weights of coordinates that a leaf of fewer rows lacks would be dropped.
@@ -166,13 +166,13 @@ class Everywhere(Coverage):
             ]
         return blocks.from_blocks(in_one_loop(weights), theta.shape)
 
-    def blocks(self, theta: Leaf, n: int) -> list[Leaf]:  # noqa: D102
+    def blocks(self, theta: Leaf, n: int) -> list[Leaf]:
         return blocks.blocks(theta, n)
 
-    def numbers(self, shape: tuple[int, ...], n: int) -> Int32[Array, "..."]:  # noqa: D102
+    def numbers(self, shape: tuple[int, ...], n: int) -> Int32[Array, "..."]:
         return blocks.block_numbers(shape, n)
 
-    def n_weighed(self, shape: tuple[int, ...], n: int) -> int:  # noqa: D102
+    def n_weighed(self, shape: tuple[int, ...], n: int) -> int:
         return math.prod(shape)
 
 

@@ -9,8 +9,10 @@
   for higher derivatives, the parameter-shift rule.
 """
 
+import contextlib
 import functools
 import warnings
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +34,7 @@ __all__ = [
     "opened",
     "run",
     "run_settings",
+    "traced_by_jax",
     "try_out",
 ]
 
@@ -167,6 +170,16 @@ def measures_only(device: Device) -> bool:
     return any(base.__module__.startswith("pennylane_qiskit") for base in client.__mro__)
 
 
+@contextlib.contextmanager
+def traced_by_jax() -> Iterator[None]:
+    """While JAX traces a simulation: in full precision, and with no word of what is meant so."""
+    with warnings.catch_warnings(), jax.default_matmul_precision("highest"):
+        # PennyLane asks for complex128 at any precision, and JAX for a deprecated name.
+        warnings.filterwarnings("ignore", "Explicitly requested dtype .*complex128", UserWarning)
+        warnings.filterwarnings("ignore", "jax.core.is_concrete", DeprecationWarning)
+        yield
+
+
 @alone
 def _run_traced(circuit, device, readout, encoding, angles):
     """One broadcast circuit, simulated by JAX itself."""
@@ -177,9 +190,6 @@ def _run_traced(circuit, device, readout, encoding, angles):
 
     if encoding.shape[0] == 0:  # PennyLane cannot broadcast nothing
         return jnp.zeros((0, circuit.n_outputs(readout)), encoding.dtype)
-    with warnings.catch_warnings(), jax.default_matmul_precision("highest"):
-        # PennyLane asks for complex128 at any precision, and JAX for a deprecated name.
-        warnings.filterwarnings("ignore", "Explicitly requested dtype .*complex128", UserWarning)
-        warnings.filterwarnings("ignore", "jax.core.is_concrete", DeprecationWarning)
+    with traced_by_jax():
         answers = qnode(encoding, angles)
     return stacked(answers, readout, circuit.n_qubits).astype(encoding.dtype)

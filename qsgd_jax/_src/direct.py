@@ -57,9 +57,7 @@ class Direct:
         if not isinstance(self.circuit, circuits.Circuit):
             raise TypeError(f"circuit={self.circuit!r} must be a qsgd_jax.Circuit.")
         if self.readout not in ("expectation", "probabilities"):
-            raise ValueError(
-                f"readout={self.readout!r} must be 'expectation' or 'probabilities'."
-            )
+            raise ValueError(f"readout={self.readout!r} must be 'expectation' or 'probabilities'.")
         if self.shots is not None:
             check_integer("shots", self.shots, 1, 2**31 - 1)
         device = devices.opened(self.device, self.n_inputs)

@@ -13,8 +13,10 @@ References:
   variational quantum-machine-learning models", arXiv:2008.08605.
 """
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -182,7 +184,7 @@ def _dense(table: Any, bases: list[list[Any]]) -> list[Array]:
     shape, dtype, split = bases[0][0].shape, bases[0][0].dtype, len(bases) // 2
 
     def monomials(part: list[list[Any]]) -> Array:
-        rows = (math.prod(factors[1:], start=factors[0]) for factors in itertools.product(*part))
+        rows = (functools.reduce(operator.mul, x) for x in itertools.product(*part))
         return jnp.stack([row.ravel() for row in rows])
 
     right = monomials(bases[split:])
@@ -230,10 +232,8 @@ def evaluate(
     for theta, start in zip(thetas, origin, strict=True):
         x = within_period(theta) - jnp.asarray(start, theta.dtype) if _moved(start) else theta
         points.append((cospi(x), sinpi(x)))
-    bases = [
-        _basis(*point, (size - 1) // 2)
-        for point, size in zip(points, table.shape[1:], strict=True)
-    ]
+    sizes = zip(points, table.shape[1:], strict=True)
+    bases = [_basis(cosine, sine, size // 2) for (cosine, sine), size in sizes]
     concrete, like = isinstance(table, np.ndarray), jnp.asarray(points[0][0])
     sparse = concrete or support is not None
     if concrete:

@@ -1,6 +1,7 @@
 """Sine and cosine of half turns, exact in their period."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,48 @@ def _sinpi_core(s):
 def within_period(x):
     """Half turns modulo the period 2, in [−1, 1]; exact in floating point."""
     return x - 2 * jnp.round(x / 2)
+
+
+def half_turns(x: Float[Array, "..."], period: float) -> Float[Array, "..."]:
+    r"""An input as half turns, of which two are a period.
+
+    .. math:: 2 x / P
+
+    In float32 whole periods are taken off before, exactly up to 32,768 of them: a rounded product
+    would be as wrong as `x` is large.
+
+    Args:
+      x: float32 or float64, any shape.
+      period: P, in the units of `x`.
+
+    Returns:
+      Half turns of the same shape and dtype.
+
+    Example:
+      >>> import jax.numpy as jnp, math
+      >>> from qsgd_jax._src.half_turns import half_turns
+      >>> print(half_turns(jnp.array([0.5, 3.0]) * math.pi, 2 * math.pi))
+      [ 0.5 -1. ]
+    """
+    if period == 2 or x.dtype == jnp.float64:
+        return x if period == 2 else x * (2 / period)
+    turns = jnp.round(x * (1 / period))
+    for part in _parts(period):
+        x = x - turns * jnp.asarray(part, x.dtype)
+    return x * (2 / period)
+
+
+@functools.cache
+def _parts(period: float) -> tuple[float, float, float]:
+    """A number in parts of few bits, so that their products with small integers are exact."""
+
+    def leading_bits(value: float) -> float:
+        mantissa, exponent = math.frexp(value)
+        return math.ldexp(math.floor(math.ldexp(mantissa, 8)), exponent - 8)
+
+    first = leading_bits(period)
+    second = leading_bits(period - first)
+    return first, second, period - first - second
 
 
 @jax.custom_jvp

@@ -21,14 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from qsgd_jax._src.half_turns import cospi, sinpi
+from qsgd_jax._src.half_turns import cospi, half_turns, sinpi
 from qsgd_jax._src.xla import in_one_loop, sum_to
 
 Coefficients = Float[Array, "2 frequencies *#shape"]
 """a and b, lowest frequency first; further axes broadcast against those of x."""
 
-# 2π in parts of few bits, so that their products with small integers are exact.
-_TWO_PI = (6.28125, 0.00193500518798828125, 3.0199159819567529e-7)
 # Rows that a loop adds up before it writes, and harmonics whose sums it shares its cosines with.
 # More of either, and XLA:CPU finds no vector instructions; fewer, and it waits for memory.
 _ROWS, _HARMONICS = 16, 5
@@ -87,12 +85,8 @@ def _cosine_and_sine(x, halved: bool):
     if x.dtype == jnp.float64:
         angle = x / 2 if halved else x
         return jnp.cos(angle), jnp.sin(angle)
-    scale = 2 if halved else 1
-    turns = jnp.round(x * (1 / (scale * 2 * np.pi)))
-    for part in _TWO_PI:
-        x = x - turns * jnp.asarray(scale * part, x.dtype)
-    half_turns = x * (1 / (scale * np.pi))
-    return cospi(half_turns), sinpi(half_turns)
+    turns = half_turns(x, (4 if halved else 2) * np.pi)
+    return cospi(turns), sinpi(turns)
 
 
 def _powers(x, first, degree: int):

@@ -65,9 +65,9 @@ def probe(
     .. math:: f_o(\theta) = \sum_k c_{ok} \prod_j b_{k_j}(2\pi\theta_j / P_j)
 
     A circuit whose inputs enter only as angles of Pauli rotations is exactly such a polynomial, on
-    a noisy device too as long as the noise does not depend on the angles. :math:`\prod_j (2R_j + 1)`
-    settings on a grid determine it. Eight more, off the grid, are compared with what it says; not
-    where JAX is tracing.
+    a noisy device too as long as the noise does not depend on the angles.
+    :math:`\prod_j (2R_j + 1)` settings on a grid determine it. Eight more, off the grid, are
+    compared with what it says, unless JAX is tracing.
 
     Measured coefficients are unbiased. An output that lies within ±1 then has the variance
     :math:`\sum_g K_g(\theta)^2 (1 - f(\theta_g)^2) / S \le 1/S` from S shots at each setting g of
@@ -138,16 +138,14 @@ def probe(
     if isinstance(circuit, Circuit):
         said = {name: value for name, value in given.items() if value is not None}
         if said or batched:
-            raise ValueError(f"{said or 'batched=True'}: allowed is None, a Circuit says it itself.")
+            raise ValueError(f"{said or 'batched=True'}: allowed is None, as a Circuit says it.")
         source = _of_circuit(circuit, readout, device, shots)
     else:
         source = _of_function(circuit, batched, device, shots, *_checked(**given))
     return _probed(source, readout, verbose)
 
 
-def _checked(
-    n_inputs: Any, degree: Any, period: Any
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def _checked(n_inputs: Any, degree: Any, period: Any) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """The degree and the period of each input."""
     if n_inputs is None or degree is None:
         name = "n_inputs" if n_inputs is None else "degree"
@@ -158,7 +156,9 @@ def _checked(
     periods = period if isinstance(period, (Sequence, np.ndarray)) else [period] * n_inputs
     for name, values in (("degree", degrees), ("period", periods)):
         if isinstance(values, str) or len(values) != n_inputs:
-            raise ValueError(f"{name}={values!r} must be one number, or one for each of {n_inputs}.")
+            raise ValueError(
+                f"{name}={values!r} must be one number, or one for each of {n_inputs}."
+            )
     for value in degrees:
         check_integer("degree", value, 1, 2**15)
     for value in periods:
@@ -330,4 +330,3 @@ def _support(n_qubits: int, depth: int, uploads: int, readout: Readout) -> Bool[
         surrogate = probe(Circuit(n_qubits, depth, uploads, seed=seed), readout=readout)
         found = found + np.abs(surrogate.coefficients)
     return found > 1e-12
-

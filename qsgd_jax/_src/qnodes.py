@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from qsgd_jax._src.circuit import open_device
+from qsgd_jax._src.devices import traced_by_jax
 from qsgd_jax._src.host import alone, few_threads
 
 Settings = Float[np.ndarray, "settings inputs"]
@@ -88,8 +89,7 @@ def values(call: Call, settings: Settings, batched: bool) -> np.ndarray | jax.Ar
       ValueError: if the answer is no such array of real numbers.
     """
     if call.is_traced:
-        inputs = jnp.asarray(settings)
-        return _checked(_columns(call(inputs) if batched else jax.vmap(call)(inputs)), settings)
+        return _checked(_columns(_traced(call, jnp.asarray(settings), batched)), settings)
     given = [settings] if batched else list(settings)
     found = _run(call, given) if call.is_qnode else [call(setting) for setting in given]
     try:
@@ -127,6 +127,12 @@ def _run(call: Call, settings: list[np.ndarray]) -> list[Any]:
         answers.append(recipe(found[start : start + size]))
         start += size
     return answers
+
+
+@alone
+def _traced(call: Call, settings: jax.Array, batched: bool) -> Any:
+    with traced_by_jax():
+        return call(settings) if batched else jax.vmap(call)(settings)
 
 
 def _ravel(answer: Any) -> Any:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import zlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from qsgd_jax._src import fourier
+from qsgd_jax._src.half_turns import half_turns
 
 Readout = Literal["expectation", "probabilities"]
 """What the outputs are: expectation values, or the probability of each bitstring."""
@@ -55,7 +56,7 @@ class Provenance:
 class Surrogate:
     r"""A circuit's answers as the trigonometric polynomial of its inputs that they are.
 
-    .. math:: f_o(\theta) = \sum_k c_{ok} \prod_j b_{k_j}\big(2\pi(\theta_j - \theta^0_j) / P_j\big),
+    .. math:: f_o(\theta) = \sum_k c_{ok} \prod_j b_{k_j}(2\pi(\theta_j - \theta^0_j) / P_j),
       \qquad b(x) = [1, \cos x, \sin x, \dots, \cos R_j x, \sin R_j x]
 
     `qsgd_jax.probe` makes it. It is a value: frozen, a pytree of its arrays, compared and hashed
@@ -152,9 +153,7 @@ class Surrogate:
         """Whether JAX is tracing its numbers, so that their values are not known yet."""
         return isinstance(self.coefficients, Tracer) or isinstance(self.origin, Tracer)
 
-    def evaluate(
-        self, inputs: Sequence[Float[Array, "*shape"]]
-    ) -> list[Float[Array, "*shape"]]:
+    def evaluate(self, inputs: Sequence[Float[Array, "*shape"]]) -> list[Float[Array, "*shape"]]:
         r"""The outputs at many points: elementwise, sharded as the inputs are.
 
         .. math:: f_o(\theta_1, \dots, \theta_n)
@@ -182,10 +181,14 @@ class Surrogate:
         if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in arrays):
             raise TypeError(f"inputs of dtypes {[str(x.dtype) for x in arrays]} must be real.")
         dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-        turns = [2 / period for period in self.period]
-        origin = [x if turn == 1 else x * turn for x, turn in zip(self.origin, turns, strict=True)]
-        arrays = [x.astype(dtype) for x in arrays]
-        halves = [x if turn == 1 else x * turn for x, turn in zip(arrays, turns, strict=True)]
+        origin = [
+            x if period == 2 else x * (2 / period)
+            for x, period in zip(self.origin, self.period, strict=True)
+        ]
+        halves = [
+            half_turns(x.astype(dtype), period)
+            for x, period in zip(arrays, self.period, strict=True)
+        ]
         return fourier.evaluate(self.coefficients, halves, origin, self._nonzero)
 
     @functools.cached_property
@@ -211,7 +214,7 @@ class Surrogate:
     @functools.cached_property
     def largest(self) -> float:
         """The largest absolute value of an output on the probe grid and at settings off it."""
-        on_grid = fourier.values_on_grid(self.coefficients)
+        on_grid = fourier.values_on_grid(np.asarray(self.coefficients))
         theta = np.random.default_rng(0).uniform(-1, 1, (2**20 // len(on_grid) + 1, self.n_inputs))
         off_grid = fourier.interpolation(theta[:1000], self.degree) @ on_grid
         return max(np.abs(on_grid).max(), np.abs(off_grid).max())
@@ -377,8 +380,9 @@ def _as_value(array: Any) -> Any:
     """A concrete array as a float64 NumPy array of its own, which cannot be written to."""
     if isinstance(array, Tracer) or not isinstance(array, (jax.Array, np.ndarray)):
         return array
-    whole = not isinstance(array, jax.Array) or array.is_fully_replicated
-    if not whole and not array.is_fully_addressable:
+    if isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    ):
         return array
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):
         return array  # such as a float0 tangent

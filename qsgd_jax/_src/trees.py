@@ -121,7 +121,8 @@ def _check_state(state: PyTree, init: Any, params: PyTree, updates: PyTree) -> N
         here = found.get(path)
         if here not in (whole.get(path), part.get(path)):
             has, should = (
-                "nothing" if x is None else f"an array of shape {x}" for x in (here, whole.get(path))
+                "nothing" if x is None else f"an array of shape {x}"
+                for x in (here, whole.get(path))
             )
             raise ValueError(
                 f"state has {has} at {path!r}, where that of this optimizer and these params has "

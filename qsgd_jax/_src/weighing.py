@@ -1,7 +1,6 @@
 """From parameters to superposition weights, and what these make of a tree of updates."""
 
 import functools
-import math
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -20,7 +19,7 @@ Weigher = Surrogate | Sampled | Direct
 
 
 class _Leaf(NamedTuple):
-    """A real leaf in the dtype of its weights, and what they act on, in one that holds both."""
+    """A real leaf, what its weights act on, and how many of its axes stack layers."""
 
     theta: Float[Array, "*shape"]
     x: Float[Array, "*shape"] | None
@@ -113,10 +112,6 @@ def _leaf(path: tuple[Any, ...], x: Any, theta: Any, stacked: int, key: Any) -> 
             f"stacked_axes={stacked} at {jax.tree_util.keystr(path)!r}: allowed are at most the "
             f"{jnp.ndim(theta)} axes of the leaf."
         )
-    theta = jnp.asarray(theta)
-    theta = theta.astype(wider(theta.dtype, jnp.float32))
-    x = jnp.asarray(x)
-    x = x.astype(wider(theta.dtype, x.dtype))
     return _Leaf(theta, x, None if key is None else leaf_key(key, path), stacked)
 
 
@@ -147,13 +142,9 @@ def _one_by_one(
         sharding = jax.typeof(leaf.theta).sharding
         if sharding.mesh.explicit_axes:  # every slice would need a sharding; XLA knows better
             weighed = cast(Any, jax.sharding.auto_axes(weighed, out_sharding=sharding))
-        return weighed(leaf.theta, leaf.x, _as_dtype(strength, leaf), leaf.key)
+        return weighed(leaf.theta, leaf.x, strength, leaf.key)
 
     return jax.tree.map(weigh_leaf, leaves, is_leaf=_is_leaf)
-
-
-def _as_dtype(strength: Array | None, leaf: _Leaf) -> Array | None:
-    return None if strength is None or leaf.x is None else strength.astype(leaf.x.dtype)
 
 
 def _of_leaf(
@@ -171,6 +162,10 @@ def _of_leaf(
         inner = functools.partial(_of_leaf, weigher, coverage, stacked - 1)
         keys = None if key is None else slice_keys(key, (len(theta),))
         return jax.vmap(inner, (0, 0, None, 0, 0))(theta, x, strength, keys, outputs)
+    theta = _as_weights(theta)
+    if x is not None:
+        x = jnp.asarray(x, wider(theta.dtype, jnp.result_type(x)))
+        strength = None if strength is None else strength.astype(x.dtype)
     line = weigher.elementwise if isinstance(weigher, Surrogate) else None
     if isinstance(coverage, Everywhere) and line is not None:
         weigher = line
@@ -180,9 +175,14 @@ def _of_leaf(
         found = source.evaluate(thetas) if outputs is None else outputs
         if not isinstance(weigher, Sampled):
             return found
-        return weigher.sample(found, key, coverage.numbers(theta.shape, n))
+        return weigher.sample(found, cast(Array, key), coverage.numbers(theta.shape, n))
 
     return coverage.weigh(answer, n, theta, x, strength)
+
+
+def _as_weights(theta: Any) -> Array:
+    """A leaf in the dtype that its weights have."""
+    return jnp.asarray(theta, wider(jnp.result_type(theta), jnp.float32))
 
 
 # Traced once for each shape. Nothing in them depends on the leaf's place among the others, so that
@@ -202,7 +202,7 @@ def _together(
     stacked = [leaf.stacked for leaf in flat]
 
     def weighed(flat: list[tuple[Any, ...]], strength: Array | None) -> list[Array]:
-        found = [_Leaf(*arrays, n) for arrays, n in zip(flat, stacked, strict=True)]
+        found = [_Leaf(*leaf, stacked=n) for leaf, n in zip(flat, stacked, strict=True)]
         return _in_one_batch(weigher, coverage, found, strength)
 
     if any(sharding.mesh.explicit_axes for sharding in shardings):
@@ -214,6 +214,7 @@ def _in_one_batch(
     weigher: Weigher, coverage: Coverage, leaves: list[_Leaf], strength: Array | None
 ) -> list[Array]:
     source, n = _source(weigher), weigher.n_inputs
+    leaves = [leaf._replace(theta=_as_weights(leaf.theta)) for leaf in leaves]
     dtype = wider(*(leaf.theta.dtype for leaf in leaves))
 
     def blocks(leaf: _Leaf) -> list[Array]:
@@ -229,7 +230,7 @@ def _in_one_batch(
     if isinstance(weigher, Sampled) and isinstance(coverage, Leading):
         # One loop over the shots, rather than one for each leaf.
         keys = jnp.concatenate(
-            [slice_keys(leaf.key, leaf.theta.shape[: leaf.stacked]) for leaf in leaves]
+            [slice_keys(cast(Array, leaf.key), leaf.theta.shape[: leaf.stacked]) for leaf in leaves]
         )
         outputs = jax.vmap(weigher.sample, (0, 0, None))(outputs, keys, jnp.int32(0))
         weigher = source
@@ -242,7 +243,7 @@ def _in_one_batch(
             leaf.stacked,
             leaf.theta,
             leaf.x,
-            _as_dtype(strength, leaf),
+            strength,
             leaf.key,
             [part.reshape(columns[0].shape).astype(leaf.theta.dtype) for part in found],
         )

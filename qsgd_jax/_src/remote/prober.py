@@ -19,9 +19,9 @@ from jaxtyping import PyTree
 from qsgd_jax._src import refreshable
 from qsgd_jax._src.checks import check_integer, check_seconds, shots_for
 from qsgd_jax._src.circuit import Circuit
-from qsgd_jax._src.remote.answers import Probe, RejectedError
 from qsgd_jax._src.probing import checksum
 from qsgd_jax._src.refreshable import RefreshableCoefficients
+from qsgd_jax._src.remote.answers import Probe, RejectedError
 from qsgd_jax._src.remote.process import EndedError, WorkerProcess, device_name
 
 _LOG = logging.getLogger("qsgd_jax")
