@@ -52,11 +52,17 @@ class Refreshable:
 
     def initial(self) -> RefreshableCoefficients:
         """What an optimizer's state begins with."""
-        zero = jnp.zeros((), jnp.int32)
-        none = jnp.zeros((), jnp.uint32)
-        checksum = jnp.asarray(self.surrogate.provenance.checksum or 0, jnp.uint32)
-        table = jnp.asarray(self.surrogate.coefficients)
-        return RefreshableCoefficients(table, zero, jnp.copy(zero), none, checksum, none, none)
+        return RefreshableCoefficients(
+            table=jnp.array(self.surrogate.coefficients),
+            # Of each its own array: a step that is given the state to overwrite cannot be given
+            # one twice.
+            age=jnp.zeros((), jnp.int32),
+            steps_since_request=jnp.zeros((), jnp.int32),
+            measured_at=jnp.zeros((), jnp.uint32),
+            circuit=jnp.array(self.surrogate.provenance.checksum or 0, jnp.uint32),
+            jobs=jnp.zeros((), jnp.uint32),
+            shots=jnp.zeros((), jnp.uint32),
+        )
 
     def current(self, held: RefreshableCoefficients) -> Surrogate:
         """The surrogate of the coefficients that a state holds."""
