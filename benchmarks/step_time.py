@@ -6,6 +6,7 @@ Run it as `python -m benchmarks.step_time`; `--help` is the manual.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -77,25 +78,21 @@ Step = Callable[[PyTree, optax.OptState, PyTree], tuple[PyTree, optax.OptState]]
 
 def optimizers() -> dict[str, optax.GradientTransformation]:
     """The optimizers that are timed; the first is what the others are compared with."""
+    eq_1 = functools.partial(qsgd.superpositional_adamw, 1e-3, weigh="gradient")
+    update = functools.partial(qsgd.superpositional_adamw, 1e-3, weigh="update")
     found: dict[str, optax.GradientTransformation] = {
         "adamw": optax.adamw(1e-3),
         "adamw again": optax.adamw(1e-3),
-        "leading": qsgd.superpositional_adamw(1e-3),
-        "leading, update": qsgd.superpositional_adamw(1e-3, weigh="update"),
-        "leading, refreshable": qsgd.superpositional_adamw(
-            1e-3, superposition=qsgd.Superposition(refreshable=True)
-        ),
+        "leading": eq_1(),
+        "leading, update": update(),
+        "leading, refreshable": eq_1(surrogate=qsgd.refreshable(qsgd.probe(qsgd.Circuit()))),
     }
     for depth in (0, 1, 2):
-        superposition = qsgd.Superposition(qsgd.Circuit(depth=depth), coverage="everywhere")
-        name = f"everywhere, depth {depth}"
-        found[name] = qsgd.superpositional_adamw(1e-3, superposition=superposition)
-        found[f"{name}, update"] = qsgd.superpositional_adamw(
-            1e-3, superposition=superposition, weigh="update"
-        )
-    superposition = qsgd.Superposition(qsgd.Circuit(depth=2), "everywhere", refreshable=True)
-    name = "everywhere, depth 2, refreshable"
-    found[name] = qsgd.superpositional_adamw(1e-3, superposition=superposition)
+        surrogate, name = qsgd.probe(qsgd.Circuit(depth=depth)), f"everywhere, depth {depth}"
+        found[name] = eq_1(surrogate=surrogate, coverage="everywhere")
+        found[f"{name}, update"] = update(surrogate=surrogate, coverage="everywhere")
+    surrogate = qsgd.refreshable(qsgd.probe(qsgd.Circuit(depth=2)))
+    found["everywhere, depth 2, refreshable"] = eq_1(surrogate=surrogate, coverage="everywhere")
     return found
 
 
@@ -260,11 +257,10 @@ def compile_seconds(
 
 def probe_seconds(repeats: int) -> float:
     """Median seconds to probe the 81 settings of 4 qubits at depth 2 on lightning.qubit."""
-    seconds = []
+    circuit, seconds = qsgd.Circuit(depth=2), []
     for _ in range(repeats + 1):  # the first loads the device's code
-        superposition = qsgd.Superposition(qsgd.Circuit(depth=2), device="lightning.qubit")
         began = time.perf_counter()
-        _ = superposition.coefficients
+        qsgd.probe(circuit, device="lightning.qubit")
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])
 

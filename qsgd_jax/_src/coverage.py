@@ -36,7 +36,13 @@ class Coverage(abc.ABC):
 
     @abc.abstractmethod
     def weigh(
-        self, answer: Answer, n: int, theta: Leaf, x: Leaf | None, strength: Array | None
+        self,
+        answer: Answer,
+        n: int,
+        theta: Leaf,
+        x: Leaf | None,
+        strength: Array | None,
+        one_by_one: bool = False,
     ) -> Leaf:
         r"""What the weights make of a leaf.
 
@@ -48,6 +54,7 @@ class Coverage(abc.ABC):
           theta: the leaf of parameters.
           x: of its shape; `None` for the weights themselves.
           strength: λ, a scalar of the dtype of x.
+          one_by_one: whether coordinates are answered one by one, each by itself.
 
         Returns:
           An array of that shape.
@@ -103,11 +110,18 @@ class Leading(Coverage):
     """
 
     def weigh(
-        self, answer: Answer, n: int, theta: Leaf, x: Leaf | None, strength: Array | None
+        self,
+        answer: Answer,
+        n: int,
+        theta: Leaf,
+        x: Leaf | None,
+        strength: Array | None,
+        one_by_one: bool = False,
     ) -> Leaf:
         corners = blocks.corner_blocks(theta, n)
-        weights = answer([corners[..., j] for j in range(n)])
-        head = apart(jnp.stack(weights, axis=-1))
+        columns = [corners] if one_by_one else [corners[..., j] for j in range(n)]
+        weights = answer(columns)
+        head = apart(weights[0] if one_by_one else jnp.stack(weights, axis=-1))
         if x is None:
             return blocks.from_leading_block(head, theta.shape)
         head = head.astype(x.dtype)
@@ -152,8 +166,15 @@ class Everywhere(Coverage):
     """
 
     def weigh(
-        self, answer: Answer, n: int, theta: Leaf, x: Leaf | None, strength: Array | None
+        self,
+        answer: Answer,
+        n: int,
+        theta: Leaf,
+        x: Leaf | None,
+        strength: Array | None,
+        one_by_one: bool = False,
     ) -> Leaf:
+        n = 1 if one_by_one else n
         # The weights of coordinates that a leaf of fewer rows lacks would be dropped.
         weights = answer(blocks.blocks(theta, n))[: blocks.n_filled(theta.shape, n)]
         # What they act on goes into their loop. From parameters alone XLA would compute all

@@ -64,7 +64,8 @@ class Surrogate:
     where its arrays are traced.
 
     Attributes:
-      coefficients: c, shape `(outputs, 2 R_1 + 1, …)`; float64 NumPy, unless traced.
+      coefficients: c, shape `(outputs, 2 R_1 + 1, …)`; float64 NumPy, unless traced, and zero where
+        they are below 1e-14, the rounding of a simulator.
       origin: θ⁰, shape `(inputs,)`, in the inputs' own units.
       standard_errors: of the coefficients, where they were measured; of their shape.
       degree: R of each input.
@@ -124,7 +125,9 @@ class Surrogate:
             if isinstance(value, np.ndarray) and not np.isfinite(value).all():
                 raise ValueError(f"{name} must be finite; {(~np.isfinite(value)).sum()} are not.")
         if isinstance(self.coefficients, np.ndarray):
-            nonzero = np.flatnonzero(np.abs(self.coefficients) > fourier.ZERO)
+            table = np.where(np.abs(self.coefficients) > fourier.ZERO, self.coefficients, 0.0)
+            object.__setattr__(self, "coefficients", _as_value(table))
+            nonzero = np.flatnonzero(table)
             few = nonzero.size < min(self.coefficients.size, fourier.MAX_UNROLLED_TERMS + 1)
             object.__setattr__(self, "support", tuple(nonzero.tolist()) if few else None)
 

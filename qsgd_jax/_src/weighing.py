@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from qsgd_jax._src.coverage import Coverage, Everywhere, Leading
+from qsgd_jax._src.coverage import Coverage, Leading
 from qsgd_jax._src.direct import Direct
 from qsgd_jax._src.sampling import Sampled, leaf_key, slice_keys
 from qsgd_jax._src.surrogate import Surrogate
@@ -166,10 +166,11 @@ def _of_leaf(
     if x is not None:
         x = jnp.asarray(x, wider(theta.dtype, jnp.result_type(x)))
         strength = None if strength is None else strength.astype(x.dtype)
-    line = weigher.elementwise if isinstance(weigher, Surrogate) else None
-    if isinstance(coverage, Everywhere) and line is not None:
-        weigher = line
     n, source = weigher.n_inputs, _source(weigher)
+    line = None
+    if isinstance(weigher, Surrogate) and outputs is None:
+        line = weigher.elementwise
+        source = weigher if line is None else line
 
     def answer(thetas: list[Array]) -> list[Array]:
         found = source.evaluate(thetas) if outputs is None else outputs
@@ -177,7 +178,7 @@ def _of_leaf(
             return found
         return weigher.sample(found, cast(Array, key), coverage.numbers(theta.shape, n))
 
-    return coverage.weigh(answer, n, theta, x, strength)
+    return coverage.weigh(answer, n, theta, x, strength, one_by_one=line is not None)
 
 
 def _as_weights(theta: Any) -> Array:

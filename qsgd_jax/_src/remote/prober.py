@@ -1,13 +1,9 @@
 """Probing a slow, costly or failing device beside the training loop, between steps."""
 
-import dataclasses
 import datetime
-import functools
-import logging
 import math
-import random
 import time
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +17,11 @@ from qsgd_jax._src.checks import check_integer, check_seconds, shots_for
 from qsgd_jax._src.circuit import Circuit
 from qsgd_jax._src.probing import checksum
 from qsgd_jax._src.refreshable import RefreshableCoefficients
-from qsgd_jax._src.remote.answers import Probe, RejectedError
-from qsgd_jax._src.remote.process import EndedError, WorkerProcess, device_name
+from qsgd_jax._src.remote.answers import Probe
+from qsgd_jax._src.remote.asker import BREAKER_OPENED, Asker, News
+from qsgd_jax._src.remote.process import device_name
+from qsgd_jax._src.remote.schedule import Policy, ProbeAccounting
 
-_LOG = logging.getLogger("qsgd_jax")
 # With fewer, the answers of a device whose wires are swapped look like noise.
 _FEWEST_SHOTS = 100
 _MOST = 2**32 - 1  # the state counts in 32 bits
@@ -36,47 +33,6 @@ _LONGEST_BLINK = 1.0
 
 class ProbeError(RuntimeError):
     """A device did not answer, or what it answered cannot be believed."""
-
-
-@dataclasses.dataclass
-class ProbeAccounting:
-    """What a `RemoteProber` has asked for and what came of it; `print` it.
-
-    Attributes:
-      jobs: jobs submitted, one a probe; those of the runs before that a state was resumed from
-        included.
-      max_jobs: how many there may be.
-      shots: shots that those jobs asked for.
-      max_shots: how many there may be.
-      accepted: answers put into the state by this prober.
-      rejected: answers that could not be believed.
-      timed_out: jobs without an answer in time.
-      failed: jobs that ended in an error.
-      last_problem: the last reason why an answer is missing.
-    """
-
-    jobs: int
-    max_jobs: int
-    shots: int
-    max_shots: int
-    accepted: int = 0
-    rejected: int = 0
-    timed_out: int = 0
-    failed: int = 0
-    last_problem: str | None = None
-
-
-class _News(NamedTuple):
-    """What the process that submits tells itself and the others."""
-
-    jobs: int
-    shots: int
-    problem: int = 0
-    asked_at: int = 0
-    table: np.ndarray | None = None
-
-
-_NO_PROBLEM, _BREAKER_OPENED, _BUDGET_SPENT = range(3)
 
 
 class RemoteProber:
@@ -92,7 +48,7 @@ class RemoteProber:
     Args:
       device: the name of a PennyLane device, or a function without arguments that opens one,
         which must be importable: credentials stay with it, in its process.
-      circuit: the circuit of the superposition, of concrete weights.
+      circuit: the circuit of the surrogate, of concrete angles.
       probe_shots: how often each setting is measured, at least 100.
       target_standard_error: σ, instead of `probe_shots`: ⌈1/σ²⌉ shots.
       refresh_every: the age at which coefficients are measured again, in steps, or seconds as a
@@ -117,8 +73,8 @@ class RemoteProber:
     Example:
       >>> import jax.numpy as jnp, optax, qsgd_jax as qsgd
       >>> circuit, params = qsgd.Circuit(n_qubits=2), jnp.array([0.5, -0.5])
-      >>> superposition = qsgd.Superposition(circuit, refreshable=True)
-      >>> tx = qsgd.superpositional_adamw(0.1, superposition=superposition)
+      >>> surrogate = qsgd.refreshable(qsgd.probe(circuit))
+      >>> tx = qsgd.superpositional_adamw(0.1, surrogate=surrogate)
       >>> with qsgd.RemoteProber("default.qubit", circuit, probe_shots=1000, max_jobs=5) as prober:
       ...     state = prober.wait(tx.init(params))
       ...     for _ in range(3):
@@ -151,7 +107,7 @@ class RemoteProber:
         if not isinstance(circuit, Circuit):
             raise TypeError(f"circuit={circuit!r} must be a qsgd_jax.Circuit.")
         if circuit.traced:
-            raise ValueError("circuit must have concrete weights: a device cannot trace.")
+            raise ValueError("circuit must have concrete angles: a device cannot trace.")
         if on_failure not in ("hold", "raise"):
             raise ValueError(f"on_failure={on_failure!r} must be 'hold' or 'raise'.")
         check_integer("max_jobs", max_jobs, 1, _MOST)
@@ -163,72 +119,38 @@ class RemoteProber:
         else:
             check_integer("refresh_every", refresh_every, 1, 2**31 - 1)
         shots = _shots(probe_shots, target_standard_error)
-        self._probe = Probe(circuit, shots)
-        self._shots_a_job = shots * self._probe.n_settings
+        probe = Probe(circuit, shots)
+        shots_a_job = shots * probe.n_settings
         check_integer("max_shots", max_shots, 1, _MOST)
-        if max_shots < self._shots_a_job:
+        if max_shots < shots_a_job:
             raise ValueError(
-                f"max_shots={max_shots} is too small for one probe: {self._probe.n_settings} "
-                f"settings of {shots} shots are {self._shots_a_job}."
+                f"max_shots={max_shots} is too small for one probe: {probe.n_settings} "
+                f"settings of {shots} shots are {shots_a_job}."
             )
-        self._circuit, self._refresh_every = circuit, refresh_every
-        self._timeout, self._on_failure = timeout, on_failure
-        self._retries, self._backoff, self._cool_down = retries, backoff, cool_down
+        self._circuit, self._on_failure = circuit, on_failure
+        policy = Policy(refresh_every, shots_a_job, timeout, retries, backoff, cool_down)
         self.accounting = ProbeAccounting(0, max_jobs, 0, max_shots)
+        self._asker = Asker(
+            repr(self), self._device, circuit, probe, shots, policy, self.accounting
+        )
 
-        # Of the state: its structure, which of its coefficients are of this circuit, what it says.
+        # Of the state: its structure, which of its coefficients are of this circuit, and how many
+        # jobs and shots it knows of.
         self._structure: Any = None
         self._mine: list[int] = []
-        self._told = 0, 0  # of jobs and shots
-        self._measured_at = 0
-        self._age = 0  # as far as is known
-        self._age_underway: Any = None  # a copy that may still have to be computed
+        self._told = 0, 0
+        self._age_underway: Any = None  # a copy of the age that may still have to be computed
 
-        self._latest: _News | None = None  # the last accepted answer
-        self._deadline: float | None = None  # of the job under way, if one is
-        self._asked_at = 0  # for it, in Unix seconds
-        self._failures, self._not_before = 0, -math.inf
+        self._latest: News | None = None  # the last accepted answer
         self._next_look = -math.inf
-        self._process: WorkerProcess | None = None
         self._is_closed = False
-        _ = self._probe.exact  # now, rather than when the first answer has come
-        shape = {name: int(getattr(circuit, name)) for name in ("n_qubits", "depth", "uploads")}
-        angles = np.asarray(circuit.angles).tolist()
-        self._start = functools.partial(
-            WorkerProcess,
-            {"device": self._device, "circuit": shape, "angles": angles, "shots": shots},
-        )
-        problem = self._open() if jax.process_index() == 0 else None
+        problem = self._asker.open() if jax.process_index() == 0 else None
         if jax.process_count() > 1:  # else the others would wait for the first for ever
             failed = multihost_utils.broadcast_one_to_all(np.int32(problem is not None))
             problem = problem or ("could not be opened by the first process" if failed else None)
         if problem is not None:
             self.close()
             raise ValueError(f"device={self._device!r} {problem}.")
-
-    def _open(self) -> str | None:
-        """Start the process and have it open the device; what is wrong with it, if anything."""
-        self._process = self._start()
-        try:
-            self._process.send({"job": 0})
-            message: Any = self._process.wait(self._timeout)
-        except EndedError as error:
-            message = {"failed": str(error)}
-        except BaseException:
-            self.close()
-            raise
-        if message is None:
-            return f"was not open within timeout={self._timeout} s"
-        if "failed" in message:
-            return (
-                f"could not be opened for this circuit and shots: {message['failed']} (are its "
-                "credentials where its client looks for them? Opened in your own process it says "
-                "more)"
-            )
-        n, wires = self._circuit.n_qubits, message["wires"]
-        if wires is not None and wires < n:
-            return f"has {wires} wires; allowed are devices of at least n_qubits={n}"
-        return None
 
     def refresh(self, opt_state: PyTree) -> PyTree:
         """Put the newest answer into the state, if one has come, and ask again when it is due.
@@ -239,7 +161,7 @@ class RemoteProber:
 
         Args:
           opt_state: the state of an optimizer, or any tree that holds one, with a `refreshable`
-            superposition of this circuit. Call it with the states of one training run.
+            surrogate of this circuit. Call it with the states of one training run.
 
         Returns:
           The same with new coefficients, or as it is.
@@ -254,7 +176,7 @@ class RemoteProber:
         opt_state, problem = self._turn(opt_state)
         ended = time.monotonic()
         self._next_look = ended + min((ended - began) / _SHARE_OF_TIME, _LONGEST_BLINK)
-        if problem == _BREAKER_OPENED and self._on_failure == "raise":
+        if problem == BREAKER_OPENED and self._on_failure == "raise":
             self._raise()
         return opt_state
 
@@ -278,9 +200,9 @@ class RemoteProber:
         _check_concrete(held)
         self._adopt(held, structure)
         said = self._told
-        if not self._measured_at and self._latest is not None:
+        if not self._asker.status.measured_at and self._latest is not None:
             opt_state = self._put(held, put_back, self._latest)
-        while not self._measured_at:
+        while not self._asker.status.measured_at:
             opt_state, problem = self._turn(opt_state)
             if problem:
                 self._told = said  # by the state that the caller is left with
@@ -298,7 +220,7 @@ class RemoteProber:
         _check_concrete(held)
         if self._structure is None or structure != self._structure:
             self._adopt(held, structure)
-        news = self._agreed(self._advance(held) if jax.process_index() == 0 else None)
+        news = self._agreed(self._turned(held) if jax.process_index() == 0 else None)
         self.accounting.jobs, self.accounting.shots = news.jobs, news.shots
         if news.table is not None:
             self._latest = news
@@ -307,13 +229,14 @@ class RemoteProber:
             opt_state = self._put(held, put_back, news)
         return opt_state, news.problem
 
-    def _put(self, held: list[RefreshableCoefficients], put_back: Any, news: _News) -> PyTree:
+    def _put(self, held: list[RefreshableCoefficients], put_back: Any, news: News) -> PyTree:
         """An answer, or what has been spent, put into the state."""
         new: dict[str, Any] = {"jobs": self.accounting.jobs, "shots": self.accounting.shots}
         self._told = self.accounting.jobs, self.accounting.shots
         if news.table is not None:
             new |= {"table": news.table, "measured_at": news.asked_at}
-            self._measured_at, self._age, self._age_underway = news.asked_at, 0, None
+            self._asker.status = self._asker.status._replace(measured_at=news.asked_at, age=0)
+            self._age_underway = None
         renewed = list(held)
         for i in self._mine:
             arrays = {k: refreshable.overwrite(getattr(held[i], k), x) for k, x in new.items()}
@@ -330,131 +253,52 @@ class RemoteProber:
         if not mine:
             raise ValueError(
                 f"opt_state holds {len(held)} refreshable coefficients, none of this prober's "
-                "circuit; allowed are states of optimizers with Superposition(circuit, "
-                "refreshable=True)."
+                "circuit; allowed are states of optimizers with refreshable(probe("
+                "circuit))."
             )
         self._structure, self._mine, first = structure, mine, held[mine[0]]
-        self._age, self._age_underway = int(refreshable.read(first.age).max()), None
-        self._measured_at = int(refreshable.read(first.measured_at).min())
+        self._age_underway = None
+        self._asker.status = self._asker.status._replace(
+            age=int(refreshable.read(first.age).max()),
+            measured_at=int(refreshable.read(first.measured_at).min()),
+        )
         done = self.accounting
         self._told = tuple(int(refreshable.read(x).max()) for x in (first.jobs, first.shots))
         done.jobs, done.shots = max(done.jobs, self._told[0]), max(done.shots, self._told[1])
 
-    def _agreed(self, news: _News | None) -> _News:
+    def _agreed(self, news: News | None) -> News:
         """The first process's news, on all of them."""
         if jax.process_count() == 1:
-            return cast(_News, news)
-        news = news or _News(0, 0)
+            return cast(News, news)
+        news = news or News(0, 0)
         header = np.array([*news[:4], news.table is not None], np.uint32)
         *numbers, has_table = map(int, multihost_utils.broadcast_one_to_all(header))
-        news = _News(*numbers, table=news.table)
+        news = News(*numbers, table=news.table)
         if not has_table:
             return news
         n, size = self._circuit.n_qubits, 2 * self._circuit.uploads + 1
         table = np.zeros((n,) + (size,) * n) if news.table is None else news.table
         return news._replace(table=np.asarray(multihost_utils.broadcast_one_to_all(table)))
 
-    def _advance(self, held: list[RefreshableCoefficients]) -> _News:
-        """Collect an answer that has come, or ask for one that is due."""
-        problem, table = _NO_PROBLEM, None
-        if self._deadline is not None:
-            problem, table = self._collect()
-        else:
-            self._look_at_the_age(held[self._mine[0]].age)
-            if self._is_due():
-                problem = self._submit()
-        return _News(self.accounting.jobs, self.accounting.shots, problem, self._asked_at, table)
+    def _turned(self, held: list[RefreshableCoefficients]) -> News:
+        """What the device has to say, once it is known how old the coefficients are.
 
-    def _look_at_the_age(self, age: Any) -> None:
-        """Without waiting for the steps that are still being computed."""
-        if self._age_underway is None:
+        That does not wait for the steps that are still being computed.
+        """
+        status, age = self._asker.status, held[self._mine[0]].age
+        if status.deadline is None and self._age_underway is None:
             local = age.addressable_data(0) if isinstance(age, jax.Array) else jnp.asarray(age)
             # A copy: the array itself may be donated to the next step.
             self._age_underway = jax.device_put(local, local.sharding, may_alias=False)
-        if self._age_underway.is_ready():
-            self._age, self._age_underway = int(np.max(np.asarray(self._age_underway))), None
-
-    def _is_due(self) -> bool:
-        if time.monotonic() < self._not_before:
-            return False
-        if not self._measured_at:
-            return True
-        if isinstance(self._refresh_every, datetime.timedelta):
-            return time.time() - self._measured_at >= self._refresh_every.total_seconds()
-        return self._age >= self._refresh_every
-
-    def _submit(self) -> int:
-        done, shots = self.accounting, self._shots_a_job
-        if done.jobs + 1 > done.max_jobs or done.shots + shots > done.max_shots:
-            problem = (
-                f"the budget is spent: {done.jobs} of max_jobs={done.max_jobs} jobs, {done.shots} "
-                f"of max_shots={done.max_shots} shots"
-            )
-            if done.last_problem != problem:
-                _LOG.warning("%s: %s; the coefficients stay as they are", self, problem)
-            done.last_problem = problem
-            return _BUDGET_SPENT
-        done.jobs += 1
-        done.shots += shots
-        self._deadline = time.monotonic() + self._timeout
-        self._asked_at = int(time.time())
-        if self._process is None:
-            self._process = self._start()
-        self._process.send({"job": done.jobs})
-        _LOG.info("%s: job %d of %d submitted, %d shots", self, done.jobs, done.max_jobs, shots)
-        return _NO_PROBLEM
-
-    def _collect(self) -> tuple[int, np.ndarray | None]:
-        """The coefficients of the job under way, if they have come and can be believed."""
-        try:
-            message = cast(WorkerProcess, self._process).receive()
-            if message is not None and "failed" in message:
-                return self._without_answer("failed", message["failed"]), None
-            if message is not None:
-                table = self._probe.coefficients(message["answers"])
-            elif time.monotonic() < cast(float, self._deadline):
-                return _NO_PROBLEM, None
-            else:
-                self._end_process()
-                reason = f"no answer within timeout={self._timeout} s"
-                return self._without_answer("timed_out", reason), None
-        except EndedError as error:
-            self._end_process()
-            return self._without_answer("failed", str(error)), None
-        except RejectedError as error:
-            return self._without_answer("rejected", str(error)), None
-        self._deadline, self._failures = None, 0
-        _LOG.info("%s: job %d accepted", self, self.accounting.jobs)
-        return _NO_PROBLEM, table
-
-    def _without_answer(self, how: Literal["failed", "rejected", "timed_out"], reason: str) -> int:
-        done = self.accounting
-        setattr(done, how, getattr(done, how) + 1)
-        done.last_problem = f"job {done.jobs} {how.replace('_', ' ')}: {reason}"
-        self._deadline = None
-        self._failures += 1
-        opened = self._failures > self._retries
-        pause = self._cool_down if opened else self._backoff * 2.0 ** (self._failures - 1)
-        pause = min(pause, self._cool_down) * random.uniform(0.5, 1.5)
-        self._not_before = time.monotonic() + pause
-        _LOG.warning(
-            "%s: %s; the coefficients stay as they are, next attempt in %.3g s at the earliest%s",
-            self,
-            done.last_problem,
-            pause,
-            " (the circuit breaker is open)" if opened else "",
-        )
-        return _BREAKER_OPENED if opened else _NO_PROBLEM
+        if self._age_underway is not None and self._age_underway.is_ready():
+            known = int(np.max(np.asarray(self._age_underway)))
+            self._asker.status, self._age_underway = status._replace(age=known), None
+        return self._asker.turn()
 
     def close(self) -> None:
         """End the device's process. A job under way is given up; its shots stay counted."""
-        self._end_process()
+        self._asker.end()
         self._is_closed = True
-
-    def _end_process(self) -> None:
-        if self._process is not None:
-            self._process.end()
-        self._process = self._deadline = None
 
     def __enter__(self):
         return self
