@@ -20,39 +20,69 @@ def adamw(hyper: Mapping[str, Any], learning_rate: Any) -> optax.GradientTransfo
     return optax.adamw(learning_rate, weight_decay=hyper["weight_decay"])
 
 
-def superposed(superposition: qsgd.Superposition | None = None, **options: Any) -> Build:
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Where an arm's superposition weights come from: a circuit, and how it is probed.
+
+    Attributes:
+        n_qubits: Of `qsgd_jax.Circuit`.
+        depth: Of `qsgd_jax.Circuit`.
+        uploads: Of `qsgd_jax.Circuit`.
+        seed: Of `qsgd_jax.Circuit`.
+        shots: Of `qsgd_jax.sampled`, drawn anew in each step; `None` for exact weights.
+        device: Of `qsgd_jax.probe`.
+        probe_shots: `shots` of `qsgd_jax.probe`.
+        target_standard_error: Of `qsgd_jax.probe`.
+    """
+
+    n_qubits: int = 4
+    depth: int = 0
+    uploads: int = 1
+    seed: int = 0
+    shots: int | None = None
+    device: str | None = None
+    probe_shots: int | None = None
+    target_standard_error: float | None = None
+
+    def probed(self, device: str | None = None, probe_shots: int | None = None) -> Any:
+        """Probe the circuit, on another device or with other shots where they are given."""
+        return _probed(self, device, probe_shots)
+
+
+@functools.cache
+def _probed(weights: Weights, device: str | None, probe_shots: int | None) -> Any:
+    """What answers these weights; all seeds share it."""
+    circuit = qsgd.Circuit(weights.n_qubits, weights.depth, weights.uploads, seed=weights.seed)
+    surrogate = qsgd.probe(
+        circuit,
+        readout="expectation" if weights.shots is None else "probabilities",
+        device=weights.device if device is None else open_device(device, weights.n_qubits),
+        shots=weights.probe_shots if probe_shots is None else probe_shots,
+        target_standard_error=weights.target_standard_error,
+    )
+    return surrogate if weights.shots is None else qsgd.sampled(surrogate, weights.shots)
+
+
+def superposed(weights: Weights | None = None, **options: Any) -> Build:
     """Return what builds superpositional AdamW with these options.
 
     Args:
-        superposition: Circuit, coverage and shots; `device` and `probe_shots` among the
-            hyperparameters replace its own.
+        weights: By default those of `qsgd_jax.Circuit()`; `device` and `probe_shots` among the
+            hyperparameters replace their own.
         options: Of `superpositional_adamw`.
     """
+    chosen = weights or Weights()
 
     def build(hyper: Mapping[str, Any], learning_rate: Any) -> optax.GradientTransformation:
         return qsgd.superpositional_adamw(
             learning_rate,
             weight_decay=hyper["weight_decay"],
-            superposition=_on_device(superposition, hyper.get("device"), hyper.get("probe_shots")),
+            surrogate=chosen.probed(hyper.get("device"), hyper.get("probe_shots")),
             key=hyper["seed"],
             **options,
         )
 
     return build
-
-
-@functools.cache
-def _on_device(
-    superposition: qsgd.Superposition | None, name: str | None, probe_shots: int | None
-) -> qsgd.Superposition:
-    """The same on another device, if one is named; all seeds share its probe."""
-    chosen = superposition or qsgd.Superposition()
-    changes: dict[str, Any] = {}
-    if name is not None:
-        changes["device"] = open_device(name, chosen.circuit.n_qubits)
-    if probe_shots is not None:
-        changes["probe_shots"] = probe_shots
-    return dataclasses.replace(chosen, **changes)
 
 
 # The paper's four arms.
@@ -73,22 +103,22 @@ _PAPER = (
 )
 ARMS = {arm.name: arm for arm in _PAPER}
 
-_OPTIMIZER_KEYS: Mapping[str, Callable[[str], Any]] = {"quantum_weight": float, "weigh": str}
-_SUPERPOSITION_KEYS: Mapping[str, Callable[[str], Any]] = {
+_OPTIMIZER_KEYS: Mapping[str, Callable[[str], Any]] = {
+    "quantum_weight": float,
+    "weigh": str,
     "coverage": str,
+}
+_WEIGHTS_KEYS: Mapping[str, Callable[[str], Any]] = {
     "device": str,
-    "execution": str,
     "shots": int,
     "probe_shots": int,
     "target_standard_error": float,
-}
-_CIRCUIT_KEYS: Mapping[str, Callable[[str], Any]] = {
     "n_qubits": int,
     "depth": int,
     "uploads": int,
     "seed": int,
 }
-KEYS = {**_OPTIMIZER_KEYS, **_SUPERPOSITION_KEYS, **_CIRCUIT_KEYS}
+KEYS = {**_OPTIMIZER_KEYS, **_WEIGHTS_KEYS}
 
 
 def parse_arm(specification: str) -> Arm:
@@ -124,12 +154,11 @@ def parse_arm(specification: str) -> Arm:
     def chosen(keys: Mapping[str, Any]) -> dict[str, Any]:
         return {key: values[key] for key in keys if key in values}
 
+    weights, options = Weights(**chosen(_WEIGHTS_KEYS)), chosen(_OPTIMIZER_KEYS)
     try:
-        superposition = qsgd.Superposition(
-            qsgd.Circuit(**chosen(_CIRCUIT_KEYS)), **chosen(_SUPERPOSITION_KEYS)
-        )
-        # The optimizer checks its own values, here rather than after the first arm has trained.
-        qsgd.superpositional_adamw(1e-3, superposition=superposition, **chosen(_OPTIMIZER_KEYS))
+        # Circuit and optimizer check their values, here rather than after the first arm has
+        # trained.
+        qsgd.superpositional_adamw(1e-3, surrogate=weights.probed(), **options)
     except (TypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{specification!r}: {error}") from None
-    return Arm(name, name, superposed(superposition, **chosen(_OPTIMIZER_KEYS)), listed)
+    return Arm(name, name, superposed(weights, **options), listed)

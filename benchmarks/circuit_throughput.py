@@ -27,7 +27,8 @@ from benchmarks import reporting
 DESCRIPTION = """\
 Time one circuit (4 qubits and 2 entangling layers by default) on PennyLane devices.
 
-  probe       the settings that determine the Fourier form, (2 uploads + 1)^n_qubits of them
+  probe       the settings that determine the Fourier form, (2 uploads + 1)^n_qubits of them, and
+              eight more, which it is compared at
   blocks      direct execution at 1,000 blocks of parameters
   jit         the first call of a jitted probe of traced angles: tracing, compiling, running
   jacobian    the first call of the Jacobian of its coefficients in reverse mode, likewise
@@ -65,17 +66,18 @@ def measure(device: str, circuit: qsgd.Circuit, repeats: int) -> dict[str, float
     blocks = np.random.default_rng(1).uniform(-1, 1, (1000, n)).astype(np.float32).ravel()
 
     def probe() -> Any:
-        return qsgd.Superposition(circuit, device=device).coefficients
+        return qsgd.probe(circuit, device=device).coefficients
 
     def coefficients(angles: Any) -> Any:
-        traced = qsgd.Circuit(n, depth, weights=angles)
-        return qsgd.Superposition(traced, device=device).coefficients
+        return qsgd.probe(qsgd.Circuit(n, depth, angles=angles), device=device).coefficients
 
-    direct = qsgd.Superposition(circuit, "everywhere", device, execution="direct")
+    direct = qsgd.Direct(circuit, device)
     jacobian = jax.jit(jax.jacrev(coefficients))
     return {
         "probe": seconds(probe, repeats),
-        "blocks": seconds(lambda: direct.weights(blocks), repeats),
+        "blocks": seconds(
+            lambda: qsgd.superposition_weights(direct, blocks, "everywhere"), repeats
+        ),
         "jit": first_call(jax.jit(coefficients), angles),
         "jacobian": first_call(jacobian, angles),
         "gradient": seconds(lambda: jacobian(angles), repeats),

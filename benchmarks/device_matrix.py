@@ -34,8 +34,8 @@ asked for exact answers. A name that ends in -manila has that noise, -noisy depo
                 one run of 2,000.
   from exact    root mean square distance of the direct weights from the exact ones, and
   measuring     the part of it that measuring alone explains; the rest is noise of the device.
-  s, circuits,  of one probe: seconds, circuits (in one batch) and measurements.
-  shots
+  s, circuits,  of one probe: seconds, circuits (in one batch) and measurements. Eight circuits
+  shots         are those that the Fourier form is compared with.
 
 The exit status is 1 if a difference is more than 4.5, or 1e-6 for exact answers.
 `pip install '.[devices]'` brings the plugins; a device whose plugin is missing is an error.
@@ -56,17 +56,16 @@ def check(device: Any, circuit: qsgd.Circuit, shots: int | None) -> dict[str, An
     n = circuit.n_qubits
     params = np.random.default_rng(0).uniform(-1, 1, 64 // n * n).astype(np.float32)
 
-    def weights(execution: str, **options: Any) -> np.ndarray:
-        superposition = qsgd.Superposition(circuit, "everywhere", execution=execution, **options)
-        return np.asarray(qsgd.superposition_weights(superposition, params), np.float64)
+    def weights(surrogate: qsgd.Surrogate | qsgd.Direct) -> np.ndarray:
+        found = qsgd.superposition_weights(surrogate, params, "everywhere")
+        return np.asarray(found, np.float64)
 
-    measuring: dict[str, Any] = {"device": device, "probe_shots": shots}
     with qml.Tracker(device) as tracker:
         began = time.perf_counter()
-        _ = qsgd.Superposition(circuit, **measuring).coefficients
+        surrogate = qsgd.probe(circuit, device=device, shots=shots)
         seconds = time.perf_counter() - began
-    fourier, direct = weights("fourier", **measuring), weights("direct", **measuring)
-    exact = weights("fourier")
+    fourier, direct = weights(surrogate), weights(qsgd.Direct(circuit, device, shots))
+    exact = weights(qsgd.probe(circuit))
     difference, error = np.abs(fourier - direct), 0.0
     if shots is not None:
         # Of two estimates; that of the Fourier form is 1 / shots at most.

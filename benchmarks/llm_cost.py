@@ -54,14 +54,13 @@ OPTIMIZERS = ("AdamW", "AdamW again", "leading", "everywhere", "everywhere, upda
 
 def optimizers() -> dict[str, optax.GradientTransformation]:
     """Return what is compared; the circuits are run here."""
-    everywhere = qsgd.Superposition(coverage="everywhere")
     superpositional = partial(qsgd.superpositional_adamw, 2e-5, weight_decay=0.01)
     found = (
         optax.adamw(2e-5, weight_decay=0.01),
         optax.adamw(2e-5, weight_decay=0.01),
-        superpositional(),
-        superpositional(superposition=everywhere),
-        superpositional(superposition=everywhere, weigh="update"),
+        superpositional(weigh="gradient"),
+        superpositional(weigh="gradient", coverage="everywhere"),
+        superpositional(weigh="update", coverage="everywhere"),
     )
     return dict(zip(OPTIMIZERS, found, strict=True))
 

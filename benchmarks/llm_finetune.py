@@ -22,7 +22,6 @@ import optax
 from flax import nnx
 from jaxtyping import PyTree
 
-import qsgd_jax as qsgd
 from benchmarks import reporting
 from benchmarks.arguments import not_negative, positive
 from benchmarks.arm import Arm, Build
@@ -176,9 +175,7 @@ def _arms(args: argparse.Namespace) -> dict[str, Arm]:
             name = f"{weigh}-{coverage}-{weight}"
             if name in arms:
                 raise ValueError(f"--quantum-weight {weight} is there twice.")
-            build = superposed(
-                qsgd.Superposition(coverage=coverage), quantum_weight=weight, weigh=weigh
-            )
+            build = superposed(quantum_weight=weight, weigh=weigh, coverage=coverage)
             settings = f"quantum_weight={weight}, weigh={weigh}, coverage={coverage}"
             arms[name] = Arm(name, f"λ = {weight}, {weigh}, {coverage}", build, settings)
     for arm in args.arm:

@@ -138,7 +138,7 @@ def optimizers(quantum_weight: float) -> dict[str, optax.GradientTransformation]
     return {
         "adamw": optax.adamw(1e-3, weight_decay=0.0),
         "superpositional": qsgd.superpositional_adamw(
-            1e-3, weight_decay=0.0, quantum_weight=quantum_weight
+            1e-3, weight_decay=0.0, quantum_weight=quantum_weight, weigh="gradient"
         ),
     }
 

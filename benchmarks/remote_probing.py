@@ -15,7 +15,6 @@ from typing import Any
 
 import benchmarks.requirements  # noqa: F401 - says what brings a module that follows
 
-import jax
 import numpy as np
 import optax
 from rich.logging import RichHandler
@@ -30,7 +29,7 @@ Time whole training steps (forward, backward, optimizer) of the paper's text cla
 with three optimizers in turn:
 
   adamw            optax.adamw
-  lightning.qubit  superpositional AdamW, probed once, while the step is traced
+  lightning.qubit  superpositional AdamW by Eq. 1, probed once
   remote           the same with coefficients in the state, and a RemoteProber whose refresh()
                    follows each step and counts as part of it
 
@@ -64,15 +63,16 @@ def measure(
 ) -> dict[str, Any]:
     """Train for so many seconds; what a step took, and what became of the probes."""
     epoch = Epoch()
-    constant = qsgd.Superposition(circuit)
-    refreshable = qsgd.Superposition(circuit, refreshable=True)
+    surrogate = qsgd.probe(circuit)
+
+    def superpositional(surrogate: Any) -> optax.GradientTransformation:
+        return qsgd.superpositional_adamw(1e-3, surrogate=surrogate, weigh="gradient")
+
     with qsgd.RemoteProber(device, circuit, **options) as prober:
-        remote = Remote(epoch, qsgd.superpositional_adamw(1e-3, superposition=refreshable), prober)
+        remote = Remote(epoch, superpositional(qsgd.refreshable(surrogate)), prober)
         arms: dict[str, Callable[[], float]] = {
             "adamw": Training(epoch, optax.adamw(1e-3)).seconds,
-            "lightning.qubit": Training(
-                epoch, qsgd.superpositional_adamw(1e-3, superposition=constant)
-            ).seconds,
+            "lightning.qubit": Training(epoch, superpositional(surrogate)).seconds,
             "remote": remote.seconds,
         }
         times: dict[str, list[float]] = {name: [] for name in arms}
@@ -92,12 +92,8 @@ def measure(
         state = remote.training.state
     found = {name: np.array(values) for name, values in times.items()}
     theta = np.random.default_rng(0).uniform(-1, 1, (1000, circuit.n_qubits))
-    everywhere = qsgd.Superposition(circuit, "everywhere", refreshable=True)
-    tables = optax.tree.get(state, "table"), refreshable.coefficients
-    weights = [
-        qsgd.superposition_weights(everywhere, theta.T, coefficients=jax.numpy.asarray(table))
-        for table in tables
-    ]
+    measured = surrogate.with_coefficients(optax.tree.get(state, "table"))
+    weights = [np.asarray(each.evaluate(list(theta.T))) for each in (measured, surrogate)]
     return {
         "rounds": len(found["adamw"]),
         "milliseconds": {name: median(1e3 * values) for name, values in found.items()},

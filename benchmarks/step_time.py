@@ -47,7 +47,7 @@ what the compiled step holds beside its arguments, beyond adamw, as XLA schedule
 on CPU, for memory; and what the optimizer's state holds beyond adamw's.
 
 Also: the extra time that compiling the first step of 200 leaves of 8 shapes takes, and the time to
-probe 81 settings on lightning.qubit.
+probe 81 settings on lightning.qubit, with the eight more that check them.
 """
 
 # Arrays of the parameters' size that a step moves. XLA makes three kernels of adamw, of g, m -> m;

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 from qsgd_jax._src.coverage import Everywhere, Leading
 from qsgd_jax._src.diagnostics import PerturbationDiagnostics
 from qsgd_jax._src.direct import Direct
+from qsgd_jax._src.provenance import Provenance
 from qsgd_jax._src.refreshable import RefreshableCoefficients, refreshable
 from qsgd_jax._src.sampling import sampled
 from qsgd_jax._src.source import superposition_weights
-from qsgd_jax._src.surrogate import Provenance, Surrogate
+from qsgd_jax._src.surrogate import Surrogate
 from qsgd_jax._src.transforms import (
     ScaleBySuperpositionState,
     SuperposeState,

@@ -41,7 +41,7 @@ def test_qnode_at_depth_zero_is_the_sine(device):
 def test_qnode_takes_other_angles_and_a_batch(simulate):
     circuit, theta = qsgd.Circuit(2, 2, seed=0), _theta(5, 2)
     other = np.random.default_rng(1).normal(size=(2, 2, 2))
-    answer = circuit.qnode("default.qubit")(theta, weights=other)
+    answer = circuit.qnode("default.qubit")(theta, angles=other)
     np.testing.assert_allclose(np.transpose(answer), simulate(theta, other)[0], atol=1e-12)
 
 
@@ -53,7 +53,7 @@ def test_qnode_is_differentiable_in_jax(float64):
 
 def test_gates_are_drawn_in_the_order_of_the_formula():
     """Also the last RZ, which no measurement of Z can see."""
-    circuit = qsgd.Circuit(n_qubits=2, depth=1, uploads=2, weights=np.full((1, 2, 2), 0.5))
+    circuit = qsgd.Circuit(n_qubits=2, depth=1, uploads=2, angles=np.full((1, 2, 2), 0.5))
     tape = make_qscript(circuit.run)(circuit.encoding(np.ones(2)), circuit.angles)
     gates = [(gate.name, list(gate.wires)) for gate in tape.operations]
     single = [[(name, [wire]) for wire in (0, 1)] for name in ("Hadamard", "RY")]
@@ -79,11 +79,11 @@ def test_seed_chooses_the_angles():
 
 
 def test_traced_angles_are_known_as_such():
-    weights = np.zeros((1, 2, 2))
-    assert not qsgd.Circuit(2, 1, weights=weights).traced
-    assert not qsgd.Circuit(2, 1, weights=jnp.asarray(weights)).traced
+    angles = np.zeros((1, 2, 2))
+    assert not qsgd.Circuit(2, 1, angles=angles).traced
+    assert not qsgd.Circuit(2, 1, angles=jnp.asarray(angles)).traced
     seen = []
-    jax.eval_shape(lambda w: seen.append(qsgd.Circuit(2, 1, weights=w).traced), weights)
+    jax.eval_shape(lambda a: seen.append(qsgd.Circuit(2, 1, angles=a).traced), angles)
     assert seen == [True]
 
 
@@ -106,18 +106,18 @@ def test_traced_angles_are_known_as_such():
         ({"uploads": True}, TypeError, ("uploads=True", "integer")),
         ({"seed": -1}, ValueError, ("seed=-1", "0 or more")),
         ({"seed": 0.5}, TypeError, ("seed=0.5", "integer")),
-        ({"weights": np.zeros((1, 4, 2))}, ValueError, ("weights", "(1, 4, 2)", "(0, 4, 2)")),
-        ({"depth": 1, "weights": np.zeros((1, 4))}, ValueError, ("weights", "(1, 4)")),
-        ({"depth": 1, "weights": 0.5}, ValueError, ("weights", "()", "(1, 4, 2)")),
-        ({"n_qubits": 1, "depth": 1, "weights": [[[np.nan, 0.0]]]}, ValueError, ("weights", "nan")),
-        ({"n_qubits": 1, "depth": 1, "weights": [[[0.0, np.inf]]]}, ValueError, ("weights", "inf")),
-        ({"n_qubits": 1, "depth": 1, "weights": [[["a", "b"]]]}, TypeError, ("weights", "'a'")),
-        ({"n_qubits": 1, "depth": 1, "weights": [[[1j, 0]]]}, TypeError, ("weights", "1j")),
-        ({"n_qubits": 1, "depth": 1, "weights": [[[0.0], []]]}, ValueError, ("weights",)),
+        ({"angles": np.zeros((1, 4, 2))}, ValueError, ("angles", "(1, 4, 2)", "(0, 4, 2)")),
+        ({"depth": 1, "angles": np.zeros((1, 4))}, ValueError, ("angles", "(1, 4)")),
+        ({"depth": 1, "angles": 0.5}, ValueError, ("angles", "()", "(1, 4, 2)")),
+        ({"n_qubits": 1, "depth": 1, "angles": [[[np.nan, 0.0]]]}, ValueError, ("angles", "nan")),
+        ({"n_qubits": 1, "depth": 1, "angles": [[[0.0, np.inf]]]}, ValueError, ("angles", "inf")),
+        ({"n_qubits": 1, "depth": 1, "angles": [[["a", "b"]]]}, TypeError, ("angles", "'a'")),
+        ({"n_qubits": 1, "depth": 1, "angles": [[[1j, 0]]]}, TypeError, ("angles", "1j")),
+        ({"n_qubits": 1, "depth": 1, "angles": [[[0.0], []]]}, ValueError, ("angles",)),
         (
-            {"n_qubits": 1, "depth": 1, "weights": np.array([[[1j, 0]]])},
+            {"n_qubits": 1, "depth": 1, "angles": np.array([[[1j, 0]]])},
             TypeError,
-            ("weights", "1.j"),
+            ("angles", "1.j"),
         ),
     ],
 )
@@ -140,7 +140,7 @@ def test_qnode_refuses_what_does_not_fit_and_is_differentiable():
         circuit.qnode(qml.device("default.qubit", wires=1))
     with pytest.raises(ValueError, match=r"theta has shape \(4,\); allowed is \(..., 2\)"):
         circuit.qnode("default.qubit")(np.zeros(4))
-    with pytest.raises(ValueError, match=r"weights has shape \(3, 5, 2\)"):
+    with pytest.raises(ValueError, match=r"angles has shape \(3, 5, 2\)"):
         circuit.qnode("default.qubit")(np.zeros(2), np.zeros((3, 5, 2)))
     theta = qml.numpy.array([0.1, 0.2], requires_grad=True)
     plain = qsgd.Circuit(2).qnode("lightning.qubit")
@@ -150,6 +150,6 @@ def test_qnode_refuses_what_does_not_fit_and_is_differentiable():
 
 def test_a_circuit_keeps_its_own_copy_of_the_angles():
     angles = np.ones((1, 2, 2))
-    circuit = qsgd.Circuit(2, 1, weights=angles)
+    circuit = qsgd.Circuit(2, 1, angles=angles)
     angles[:] = 0
     np.testing.assert_array_equal(circuit.angles, 1)

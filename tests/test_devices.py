@@ -119,7 +119,7 @@ def test_vmap_over_settings_and_angles(simulate, float64, device):
     angles = np.random.default_rng(1).normal(size=(3, depth, n, 2))
 
     def answers(theta, angles):
-        circuit = qsgd.Circuit(n, depth, uploads, weights=angles)
+        circuit = qsgd.Circuit(n, depth, uploads, angles=angles)
         return devices.run(circuit, opened, theta)
 
     every = [[simulate(t, a, uploads)[0] for a in angles] for t in theta]
@@ -157,7 +157,7 @@ def _scalar_of_the_angles(device, readout: Readout = "expectation"):
     opened = devices.open_device(device, n)
 
     def scalar(theta, angles):
-        circuit = qsgd.Circuit(n, depth, uploads, weights=angles)
+        circuit = qsgd.Circuit(n, depth, uploads, angles=angles)
         answers = devices.run(circuit, opened, theta, readout)
         return jnp.sum(answers * jnp.cos(jnp.arange(1.0, answers.size + 1)).reshape(answers.shape))
 
@@ -248,9 +248,14 @@ def test_many_blocks_under_jit_do_not_deadlock():
     program = """
 import jax, jax.numpy as jnp, numpy as np, qsgd_jax as qsgd
 from jax import lax
-how = qsgd.Superposition(coverage="everywhere", execution="direct")
+direct = qsgd.Direct(qsgd.Circuit())
 params = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (200, 100)), jnp.float32)
-weights = jax.jit(lambda p: qsgd.superposition_weights(how, jnp.tanh(p @ p.T @ p)))(params)
+
+@jax.jit
+def weigh(p):
+    return qsgd.superposition_weights(direct, jnp.tanh(p @ p.T @ p), "everywhere")
+
+weights = weigh(params)
 expected = np.sin(np.pi * np.tanh(params @ params.T @ params))
 assert weights.shape == (200, 100) and np.abs(weights - expected).max() < 1e-4
 print("done")
@@ -347,7 +352,7 @@ def test_an_empty_batch_has_a_derivative(device):
 def test_traced_angles_of_any_dtype_are_probed_in_float32(simulate, device, angles):
     opened, theta = devices.open_device(device, 2), _theta(3)
     traced = jnp.asarray(angles, int if angles.dtype == int else jnp.bfloat16)
-    answers = jax.jit(lambda w: devices.run(qsgd.Circuit(2, 1, weights=w), opened, theta))(traced)
+    answers = jax.jit(lambda a: devices.run(qsgd.Circuit(2, 1, angles=a), opened, theta))(traced)
     np.testing.assert_allclose(answers, simulate(theta, angles)[0], atol=5e-6)
 
 
@@ -364,7 +369,7 @@ def _run_on(device, **options):
     opened = devices.open_device(device, 2)
 
     def run(angles):
-        circuit = qsgd.Circuit(*CIRCUIT, weights=angles)
+        circuit = qsgd.Circuit(*CIRCUIT, angles=angles)
         return devices.run(circuit, opened, _theta(5).astype(np.float32), **options)
 
     return run
@@ -372,8 +377,8 @@ def _run_on(device, **options):
 
 def _coefficients(angles):
     values = _run_on("default.qubit")(angles)
-    values = jnp.resize(values, (fourier.n_settings(2, 2), 2))
-    return fourier.coefficients(values, 2, 2)
+    values = jnp.resize(values, (fourier.n_settings((2, 2)), 2))
+    return fourier.coefficients(values, (2, 2))
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,16 @@ import qsgd_jax as qsgd
 
 X = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
 Y = np.sin(X.sum(1, keepdims=True))
-EXACT = qsgd.Superposition(qsgd.Circuit(n_qubits=2, depth=1), coverage="everywhere")
-SAMPLED = qsgd.Superposition(qsgd.Circuit(n_qubits=2), shots=3)
+EXACT = qsgd.probe(qsgd.Circuit(n_qubits=2, depth=1))
+SAMPLED = qsgd.sampled(qsgd.probe(qsgd.Circuit(n_qubits=2), readout="probabilities"), shots=3)
 
 
-def _adamw(superposition=SAMPLED, **options):
+def _adamw(surrogate=SAMPLED, coverage="leading", **options):
     return qsgd.superpositional_adamw(
         0.02,
         weight_decay=0.1,
-        superposition=superposition,
+        surrogate=surrogate,
+        coverage=coverage,
         **{"quantum_weight": optax.linear_schedule(0.5, 0.1, 10), "weigh": "update", **options},
     )
 
@@ -116,7 +117,7 @@ def _assert_close(one, other):
     ("wrt", "transformation"),
     [
         (nnx.Param, DIAGNOSED),
-        (nnx.All(nnx.Param, nnx.PathContains("head")), _adamw(EXACT)),
+        (nnx.All(nnx.Param, nnx.PathContains("head")), _adamw(EXACT, "everywhere")),
         (nnx.LoRAParam, DIAGNOSED),
     ],
     ids=["all", "head", "LoRA"],
@@ -151,7 +152,7 @@ def test_quantum_weight_zero_is_adamw_bit_for_bit_in_both_apis():
     # to one FMA, and which two it takes depends on all that it compiles together.
     model_gradients, params_gradients = nnx.jit(nnx.grad(_nnx_loss)), jax.jit(jax.grad(_linen_loss))
     ends = []
-    zero = _adamw(qsgd.Superposition(), quantum_weight=0.0)
+    zero = _adamw(None, quantum_weight=0.0)
     for transformation in (optax.adamw(0.02, weight_decay=0.1), zero):
         model, optimizer = _train_nnx(transformation, steps=0)
         state = _linen_state(transformation)

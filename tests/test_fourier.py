@@ -18,124 +18,93 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
 DEVICES = ("lightning.qubit", "default.qubit")
 
 
-def _half_turns(x, function):
-    """`function(πx)` from the libm, with x reduced exactly: IEEE's remainder has no rounding."""
-    reduced = np.asarray(x, np.float64)
-    return np.array([function(math.pi * math.remainder(value, 2)) for value in reduced])
-
-
-# math.sin near ±π is off by the rounding of π alone, 1.2e-16.
-@pytest.mark.bits
-@pytest.mark.parametrize("jitted", [False, True])
-@pytest.mark.parametrize(
-    ("ours", "libm"), [(fourier.sinpi, math.sin), (fourier.cospi, math.cos)], ids=["sin", "cos"]
-)
-def test_sinpi_and_cospi_on_a_dense_sweep(dtype, ours, libm, jitted):
-    x = np.linspace(-1, 1, 200_001).astype(dtype)
-    result = (jax.jit(ours) if jitted else ours)(jnp.asarray(x))
-    assert result.dtype == dtype
-    error = np.max(np.abs(np.asarray(result, np.float64) - _half_turns(x, libm)))
-    assert error <= {"float32": 2e-7, "float64": 5e-16}[dtype.name]
-    assert np.max(np.abs(result)) <= 1
-
-
-@pytest.mark.bits
-@pytest.mark.parametrize("jitted", [False, True])
-def test_sinpi_and_cospi_are_exact_at_quarter_turns(dtype, jitted):
-    sinpi, cospi = (jax.jit(f) if jitted else f for f in (fourier.sinpi, fourier.cospi))
-    integers = np.concatenate([np.arange(-1000, 1001), [10**6, -(10**6), 10**6 - 1, 2**22 + 1]])
-    parity = 1 - 2 * (integers % 2)
-    whole, half = jnp.asarray(integers, dtype), jnp.asarray(integers + 0.5, dtype)
-    assert np.array_equal(sinpi(whole), np.zeros(len(integers)))
-    assert np.array_equal(cospi(half), np.zeros(len(integers)))
-    one = {"float32": 1e-7, "float64": 1e-15}[dtype.name]
-    np.testing.assert_allclose(cospi(whole), parity, rtol=one)
-    np.testing.assert_allclose(sinpi(half), parity, rtol=one)
-
-
-@pytest.mark.bits
-@pytest.mark.parametrize("largest", [3.0, 1e3, 1e6])
-@pytest.mark.parametrize("jitted", [False, True])
-def test_sinpi_and_cospi_at_large_arguments(dtype, jitted, largest):
-    x = np.random.default_rng(0).uniform(-largest, largest, 20_000).astype(dtype)
-    for ours, libm in ((fourier.sinpi, math.sin), (fourier.cospi, math.cos)):
-        result = (jax.jit(ours) if jitted else ours)(jnp.asarray(x))
-        error = np.max(np.abs(np.asarray(result, np.float64) - _half_turns(x, libm)))
-        assert error <= {"float32": 2e-7, "float64": 5e-16}[dtype.name]
-
-
-def test_sinpi_keeps_relative_precision_near_zero(dtype):
-    """What `sin(π · round(x))` would lose: the smallest θ have weights of πθ."""
-    x = jnp.asarray([1e-30, -1e-12, 1e-5], dtype)
-    relative = np.asarray(fourier.sinpi(x), np.float64) / (np.pi * np.asarray(x, np.float64))
-    np.testing.assert_allclose(relative, 1, rtol={"float32": 3e-7, "float64": 1e-9}[dtype.name])
-
-
-def test_sinpi_and_cospi_of_what_is_not_finite(dtype):
-    x = jnp.asarray([np.inf, -np.inf, np.nan], dtype)
-    assert np.all(np.isnan(fourier.sinpi(x))) and np.all(np.isnan(fourier.cospi(x)))
-
-
-@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
-def test_derivatives_of_sinpi_and_cospi(float64, mode):
-    """Also where `round` and `min` in the reduction have kinks."""
-    x = np.concatenate([np.random.default_rng(0).uniform(-9, 9, 50), np.arange(-3, 3.25, 0.25)])
-    sine, cosine = np.sin(np.pi * x), np.cos(np.pi * x)
-    for f, first, second in (
-        (fourier.sinpi, np.pi * cosine, -(np.pi**2) * sine),
-        (fourier.cospi, -np.pi * sine, -(np.pi**2) * cosine),
-    ):
-        np.testing.assert_allclose(jax.jit(jax.vmap(mode(f)))(x), first, atol=1e-12)
-        np.testing.assert_allclose(jax.jit(jax.vmap(mode(mode(f))))(x), second, atol=1e-12)
-
-
-@pytest.mark.parametrize(("n", "degree"), [(1, 1), (2, 1), (2, 3), (4, 1), (3, 2)])
-def test_probe_grid_avoids_the_angles_that_a_transpiler_drops(n, degree):
-    grid = fourier.probe_grid(n, degree)
-    assert grid.shape == (fourier.n_settings(n, degree), n) == ((2 * degree + 1) ** n, n)
+@pytest.mark.parametrize("degrees", [(1,), (1, 1), (3, 3), (1, 1, 1, 1), (2, 2, 2), (1, 3, 2)])
+def test_probe_grid_avoids_the_angles_that_a_transpiler_drops(degrees):
+    grid, size = fourier.probe_grid(degrees), math.prod(2 * degree + 1 for degree in degrees)
+    assert grid.shape == (fourier.n_settings(degrees), len(degrees)) == (size, len(degrees))
     assert len(np.unique(grid, axis=0)) == len(grid)
+    assert [len(np.unique(x.round(9))) for x in grid.T] == [2 * degree + 1 for degree in degrees]
     assert np.min(np.abs(grid)) > 1e-3 and np.max(np.abs(grid)) <= 1
 
 
-def _monomials(theta, degree):
-    """Π_j b_{k_j}(θ_j) for every k, row-major, `(batch, (2 degree + 1)^n)`, from the definition."""
-    harmonics = np.pi * np.arange(1, degree + 1) * theta[..., None]
-    pairs = np.stack([np.cos(harmonics), np.sin(harmonics)], -1).reshape(*theta.shape, -1)
-    basis = np.concatenate([np.ones((*theta.shape, 1)), pairs], -1)
-    return np.array([[math.prod(term) for term in itertools.product(*row)] for row in basis])
+def _monomials(theta, degrees):
+    """Π_j b_{k_j}(θ_j) for every k, row-major, `(batch, Π_j (2 R_j + 1))`, from the definition."""
+
+    def basis(x, degree):
+        pairs = [
+            (math.cos(r * math.pi * x), math.sin(r * math.pi * x)) for r in range(1, degree + 1)
+        ]
+        return [1.0, *itertools.chain(*pairs)]
+
+    rows = ([basis(x, degree) for x, degree in zip(row, degrees, strict=True)] for row in theta)
+    return np.array([[math.prod(term) for term in itertools.product(*row)] for row in rows])
 
 
-SHAPES = ((1, 1), (1, 3), (2, 1), (2, 2), (3, 1), (4, 1))
+def _sizes(degrees):
+    return tuple(2 * degree + 1 for degree in degrees)
+
+
+DEGREES = ((1,), (3,), (1, 1), (2, 2), (1, 1, 1), (1, 1, 1, 1), (3, 1), (1, 2, 1))
 
 
 @pytest.mark.parametrize("traced", [False, True])
-@pytest.mark.parametrize(("n", "degree"), SHAPES)
-def test_coefficients_of_a_known_polynomial(float64, n, degree, traced):
-    table = np.random.default_rng(n).normal(size=(3,) + (2 * degree + 1,) * n)
-    values = _monomials(fourier.probe_grid(n, degree), degree) @ table.reshape(3, -1).T
-    find = functools.partial(fourier.coefficients, n_qubits=n, degree=degree)
+@pytest.mark.parametrize("degrees", DEGREES)
+def test_coefficients_of_a_known_polynomial(float64, degrees, traced):
+    table = np.random.default_rng(len(degrees)).normal(size=(3, *_sizes(degrees)))
+    values = _monomials(fourier.probe_grid(degrees), degrees) @ table.reshape(3, -1).T
+    find = functools.partial(fourier.coefficients, degrees=degrees)
     found = jax.jit(find)(values) if traced else find(values)
     assert isinstance(found, jax.Array if traced else np.ndarray)
     np.testing.assert_allclose(found, table, atol=1e-12)
+    np.testing.assert_allclose(fourier.values_on_grid(table), values, atol=1e-12)
+
+
+@pytest.mark.parametrize("degrees", DEGREES)
+def test_interpolation_is_the_polynomial_off_the_grid(degrees):
+    rng = np.random.default_rng(0)
+    table, theta = rng.normal(size=(3, *_sizes(degrees))), rng.uniform(-3, 3, (7, len(degrees)))
+    values = _monomials(fourier.probe_grid(degrees), degrees) @ table.reshape(3, -1).T
+    expected = _monomials(theta, degrees) @ table.reshape(3, -1).T
+    rows = fourier.interpolation(theta, degrees)
+    np.testing.assert_allclose(rows @ values, expected, atol=1e-12)
+    assert np.all((rows**2).sum(1) <= 1 + 1e-12)
+    np.testing.assert_allclose(
+        fourier.interpolation(fourier.probe_grid(degrees), degrees),
+        np.eye(fourier.n_settings(degrees)),
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("degrees", DEGREES)
+def test_variances_are_those_of_a_linear_map_of_independent_answers(degrees):
+    settings = fourier.n_settings(degrees)
+    each = np.stack([fourier.coefficients(row[:, None], degrees)[0] for row in np.eye(settings)])
+    answers = np.random.default_rng(0).uniform(0, 1, (settings, 2))
+    expected = np.einsum("sk,so->ok", each.reshape(settings, -1) ** 2, answers)
+    found = fourier.variances(answers, degrees)
+    np.testing.assert_allclose(found, expected.reshape(2, *_sizes(degrees)), atol=1e-13)
 
 
 @pairwise(
-    shape=SHAPES,
-    way=("unrolled", "dense", "traced"),
+    degrees=DEGREES,
+    way=("unrolled", "dense", "traced at few points", "traced at many", "traced, zeros known"),
     dtype=("float32", "float64"),
     indirect=("dtype",),
 )
-def test_evaluation_is_the_sum_over_all_terms(dtype, monkeypatch, shape, way):
-    n, degree = shape
-    rng = np.random.default_rng(n)
-    table = rng.normal(size=(2,) + (2 * degree + 1,) * n)
+def test_evaluation_is_the_sum_over_all_terms(dtype, monkeypatch, degrees, way):
+    rng = np.random.default_rng(len(degrees))
+    table = rng.normal(size=(2, *_sizes(degrees)))
     table[rng.uniform(size=table.shape) < 0.3] = 0.0
-    monkeypatch.setattr(fourier, "_MAX_UNROLLED_TERMS", 10**9 if way == "unrolled" else 0)
-    theta = rng.uniform(-3, 3, (6, n)).astype(dtype)
-    expected = _monomials(theta.astype(np.float64), degree) @ table.reshape(2, -1).T
+    monkeypatch.setattr(fourier, "MAX_UNROLLED_TERMS", 0 if way == "dense" else 10**9)
+    monkeypatch.setattr(fourier, "_FEW_POINTS", 0 if way == "traced at many" else 10**9)
+    theta = rng.uniform(-3, 3, (6, len(degrees))).astype(dtype)
+    expected = _monomials(theta.astype(np.float64), degrees) @ table.reshape(2, -1).T
     columns = [jnp.asarray(column.reshape(2, 3)) for column in theta.T]
-    if way == "traced":
-        result = jax.jit(fourier.evaluate)(jnp.asarray(table, dtype), columns)
+    if way.startswith("traced"):
+        support = table != 0 if way == "traced, zeros known" else None
+        given = table if support is None else np.where(support, table, np.nan)
+        find = functools.partial(fourier.evaluate, support=support)
+        result = jax.jit(find)(jnp.asarray(given, dtype), columns)
     else:
         result = jax.jit(lambda columns: fourier.evaluate(table, columns))(columns)
     assert all(output.dtype == dtype and output.shape == (2, 3) for output in result)
@@ -184,6 +153,7 @@ def test_elementwise_refuses_all_else():
     assert fourier.elementwise(_elementwise_table(2, [line, [0.0, 1e-9, 1.0]])) is None
     assert fourier.elementwise(table[::-1]) is None  # output 0 depends on input 1
     assert fourier.elementwise(np.zeros((4, 3, 3))) is None  # probabilities
+    assert fourier.elementwise(np.zeros((2, 3, 5))) is None  # of different degrees
     for place in ((0, 1, 1), (1, 0, 0), (1, 2, 0)):
         changed = table.copy()
         changed[place] += 1e-9
@@ -195,7 +165,7 @@ def test_elementwise_refuses_all_else():
 def test_coefficients_agree_with_pennylane(device, n, depth, uploads):
     circuit = qsgd.Circuit(n, depth, uploads, seed=5)
     qnode = circuit.qnode(device)
-    found = qsgd.Superposition(circuit, device=device).coefficients
+    found = qsgd.probe(circuit, device=device).coefficients
     for j in range(n):
         # Of period 2π in each input, `c[k] e^{i k·x}` with k = 0 … R, −R … −1.
         complex_table = qml.fourier.coefficients(
@@ -214,9 +184,9 @@ def test_coefficients_agree_with_pennylane(device, n, depth, uploads):
 def _probed(device, n, depth, uploads, readout):
     circuit = qsgd.Circuit(n, depth, uploads, seed=n + depth)
     opened = devices.open_device(device, n)
-    grid = circuit.origin + fourier.probe_grid(n, uploads)
+    grid = circuit.origin + fourier.probe_grid((uploads,) * n)
     values = devices.run(circuit, opened, grid, readout)
-    return circuit, opened, fourier.coefficients(values, n, uploads)
+    return circuit, opened, fourier.coefficients(values, (uploads,) * n)
 
 
 @pairwise(

@@ -6,6 +6,7 @@
 
 import functools
 import math
+from typing import Any
 
 import hypothesis.strategies as st
 import jax
@@ -21,25 +22,33 @@ FORMS = ("gradient", "update", "moments")
 
 
 @functools.cache
-def _superposition(n_qubits, depth, coverage, shots=None, execution="auto"):
+def _surrogate(n_qubits, depth, shots=None, direct=False):
+    """Cached, as optimizers compile their steps for each one anew."""
     circuit = qsgd.Circuit(n_qubits, depth, seed=1)
-    return qsgd.Superposition(circuit, coverage, shots=shots, execution=execution)
+    readout = "expectation" if shots is None else "probabilities"
+    make: Any = qsgd.Direct if direct else qsgd.probe
+    surrogate = make(circuit, readout=readout)
+    return surrogate if shots is None else qsgd.sampled(surrogate, shots)
 
 
-def _blocks(shape, superposition):
+def _weigh(surrogate, coverage):
+    return jax.jit(lambda params: qsgd.superposition_weights(surrogate, params, coverage))
+
+
+def _blocks(shape, n, coverage):
     """The coordinates of each block of a leaf, by their row-major index."""
-    n, index = superposition.circuit.n_qubits, np.arange(math.prod(shape)).reshape(shape)
-    if superposition.coverage == "leading":
+    index = np.arange(math.prod(shape)).reshape(shape)
+    if coverage == "leading":
         return [index.ravel()[:n]]
     rows = np.moveaxis(np.atleast_1d(index), max(index.ndim - 2, 0), 0)
     groups = (rows[start : start + n] for start in range(0, len(rows), n))
     return [block for group in groups for block in group.reshape(len(group), -1).T]
 
 
-def _reached(shape, superposition, wrong):
+def _reached(shape, n, coverage, wrong):
     """Which coordinates share a block with one that is wrong."""
     mask = np.zeros(shape, bool)
-    for block in _blocks(shape, superposition):
+    for block in _blocks(shape, n, coverage):
         mask.flat[block] = wrong.flat[block].any()
     return mask
 
@@ -47,14 +56,15 @@ def _reached(shape, superposition, wrong):
 # What is not finite
 
 SHAPE = (3, 2)  # in pairs of rows a block of two and one of one in each column
-SUPERPOSITIONS = {
-    "leading": (2, 0, "leading"),
-    "everywhere": (2, 0, "everywhere"),
-    "leading, entangled": (2, 1, "leading"),
-    "everywhere, entangled": (2, 1, "everywhere"),
-    "leading, sampled": (2, 0, "leading", 2),
-    "everywhere, sampled": (2, 0, "everywhere", 2),
-    "everywhere, direct": (2, 0, "everywhere", None, "direct"),
+WEIGHINGS = {  # what `_surrogate` takes, and the coverage
+    "leading": ((2, 0), "leading"),
+    "everywhere": ((2, 0), "everywhere"),
+    "leading, entangled": ((2, 1), "leading"),
+    "everywhere, entangled": ((2, 1), "everywhere"),
+    "leading, sampled": ((2, 0, 2), "leading"),
+    "everywhere, sampled": ((2, 0, 2), "everywhere"),
+    "leading, direct": ((2, 0, None, True), "leading"),
+    "everywhere, direct": ((2, 0, None, True), "everywhere"),
 }
 SEPARABLE = ("leading", "everywhere")
 NOT_FINITE = [np.nan, np.inf, -np.inf]
@@ -67,16 +77,16 @@ def _leaf(value=0.3, at=()):
     return leaf
 
 
-@pytest.mark.parametrize("name", SUPERPOSITIONS)
+@pytest.mark.parametrize("name", WEIGHINGS)
 def test_a_parameter_that_is_not_finite_has_no_weight_and_spoils_its_block_alone(name):
-    superposition = _superposition(*SUPERPOSITIONS[name])
-    weigh = jax.jit(functools.partial(qsgd.superposition_weights, superposition))
+    shape, coverage = WEIGHINGS[name]
+    weigh = _weigh(_surrogate(*shape), coverage)
     clean = np.asarray(weigh(_leaf()))
     for place in np.ndindex(SHAPE):
         for value in NOT_FINITE:
             leaf = _leaf(value, [place])
             weights, wrong = np.asarray(weigh(leaf)), ~np.isfinite(leaf)
-            reached = _reached(SHAPE, superposition, wrong)
+            reached = _reached(SHAPE, 2, coverage, wrong)
             lost = np.isnan(weights)
             np.testing.assert_array_equal(lost & wrong, reached & wrong)
             assert np.all(lost <= (reached & wrong if name in SEPARABLE else reached))
@@ -89,11 +99,13 @@ def _steps(weigh, name, quantum_weight=0.5):
     if weigh == "adamw":
         optimizer = optax.adamw(0.1)
     else:
+        shape, coverage = WEIGHINGS[name]
         optimizer = qsgd.superpositional_adamw(
             0.1,
             quantum_weight=quantum_weight,
             weigh=weigh,
-            superposition=_superposition(*SUPERPOSITIONS[name]),
+            surrogate=_surrogate(*shape),
+            coverage=coverage,
         )
 
     @jax.jit
@@ -127,10 +139,10 @@ def test_parameters_that_are_not_finite_break_no_more_than_their_blocks(
     weigh, name, quantum_weight
 ):
     """Through λ w, which no λ = 0 makes finite; only as `"moments"` do they stay in the state."""
-    superposition = _superposition(*SUPERPOSITIONS[name])
+    _, coverage = WEIGHINGS[name]
     for value in NOT_FINITE:
         params = _leaf(value, PLACES)
-        reached = _reached(SHAPE, superposition, ~np.isfinite(params))
+        reached = _reached(SHAPE, 2, coverage, ~np.isfinite(params))
         after, second = _steps(weigh, name, quantum_weight)(params, np.ones(SHAPE, np.float32))
         adamw_after, adamw_second = _steps("adamw", None)(params, np.ones(SHAPE, np.float32))
         np.testing.assert_array_equal(np.isfinite(adamw_after), np.isfinite(params))
@@ -162,20 +174,19 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("execution", ["fourier", "direct"])
+@pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("name", LARGE)
 def test_parameters_are_weighed_modulo_their_period_however_large(
-    request, simulate, name, depth, execution
+    request, simulate, name, depth, direct
 ):
     """Beyond 1/ε all of them are even integers, of weight sin 0."""
     if name == "float64":
         request.getfixturevalue("float64")
-    superposition = _superposition(2, depth, "everywhere", execution=execution)
     theta = jnp.asarray(LARGE[name], name)
-    weights = jax.jit(functools.partial(qsgd.superposition_weights, superposition))(theta)
+    weights = _weigh(_surrogate(2, depth, direct=direct), "everywhere")(theta)
     within = np.fmod(np.asarray(theta, np.float64), 2).reshape(2, 2)
-    expected, _ = simulate(within, superposition.circuit.angles)
+    expected, _ = simulate(within, qsgd.Circuit(2, depth, seed=1).angles)
     np.testing.assert_allclose(weights, expected.ravel(), atol=1e-6)
 
 
@@ -196,9 +207,9 @@ NORMAL = float(np.finfo(np.float32).tiny)  # XLA flushes what is smaller to zero
 
 @pytest.mark.parametrize("depth", [0, 1])
 def test_denormal_parameters_are_weighed_as_themselves_or_as_zero(depth):
-    superposition = _superposition(2, depth, "everywhere")
-    weights = qsgd.superposition_weights(superposition, TINY)
-    zero = qsgd.superposition_weights(superposition, np.zeros_like(TINY))
+    surrogate = _surrogate(2, depth)
+    weights = qsgd.superposition_weights(surrogate, TINY, "everywhere")
+    zero = qsgd.superposition_weights(surrogate, np.zeros_like(TINY), "everywhere")
     np.testing.assert_allclose(weights, zero, atol=1e-6)
     if depth == 0:
         np.testing.assert_allclose(weights, np.pi * TINY, rtol=1e-6, atol=4 * NORMAL)
@@ -284,13 +295,13 @@ def _at_random(examples):
     )
 
 
-def _expected(simulate, superposition, leaf):
+def _expected(simulate, circuit, coverage, leaf):
     """The weights of a real leaf: each block padded with 0 and simulated in NumPy."""
-    theta, n = np.asarray(leaf, np.float64), superposition.circuit.n_qubits
+    theta, n = np.asarray(leaf, np.float64), circuit.n_qubits
     weights = np.zeros(theta.shape)
-    for block in filter(len, _blocks(theta.shape, superposition)):
+    for block in filter(len, _blocks(theta.shape, n, coverage)):
         padded = np.append(theta.flat[block], np.zeros(n - len(block)))
-        values, _ = simulate(padded[None], superposition.circuit.angles)
+        values, _ = simulate(padded[None], circuit.angles)
         weights.flat[block] = values[0, : len(block)]
     return weights
 
@@ -302,8 +313,8 @@ def _expected(simulate, superposition, leaf):
 def test_weights_of_any_tree_are_the_simulated_blocks_of_its_leaves(
     simulate, float64, n_qubits, depth, coverage, tree
 ):
-    superposition = _superposition(n_qubits, depth, coverage)
-    weights = jax.jit(functools.partial(qsgd.superposition_weights, superposition))(tree)
+    circuit = qsgd.Circuit(n_qubits, depth, seed=1)
+    weights = _weigh(_surrogate(n_qubits, depth), coverage)(tree)
     assert jax.tree.structure(weights) == jax.tree.structure(tree)
     for leaf, weight in zip(jax.tree.leaves(tree), jax.tree.leaves(weights), strict=True):
         assert weight.shape == leaf.shape
@@ -314,15 +325,14 @@ def test_weights_of_any_tree_are_the_simulated_blocks_of_its_leaves(
         parts = (np.real, np.imag)[: 1 + jnp.iscomplexobj(leaf)]
         for part in parts:
             assert np.all(np.abs(part(weight)) <= 1 + 1e-5)
-            expected = _expected(simulate, superposition, part(np.asarray(leaf)))
+            expected = _expected(simulate, circuit, coverage, part(np.asarray(leaf)))
             np.testing.assert_allclose(part(weight), expected, atol=1e-5)
 
 
 @_at_random(2)
 @given(tree=_trees(SINGLE))
 def test_samples_of_the_last_leaf_do_not_depend_on_the_others(tree):
-    superposition = _superposition(1, 0, "everywhere", 2)
-    weigh = jax.jit(functools.partial(qsgd.superposition_weights, superposition))
+    weigh = _weigh(_surrogate(1, 0, 2), "everywhere")
     leaves, structure = jax.tree.flatten(tree)
     hidden = [optax.MaskedNode()] * (len(leaves) - 1)
     weights, alone = weigh(tree), weigh(structure.unflatten([*hidden, leaves[-1]]))
@@ -339,10 +349,10 @@ def test_samples_of_the_last_leaf_do_not_depend_on_the_others(tree):
 @given(tree=_trees(SINGLE))
 def test_quantum_weight_zero_is_adamw_bit_for_bit_on_any_tree(weigh, tree):
     """One operation after the other: a compiled step rounds as it is fused."""
-    superposition, results = _superposition(2, 0, "everywhere"), []
+    surrogate, results = _surrogate(2, 0), []
     for optimizer in (
         qsgd.superpositional_adamw(
-            0.1, quantum_weight=0.0, weigh=weigh, superposition=superposition
+            0.1, quantum_weight=0.0, weigh=weigh, surrogate=surrogate, coverage="everywhere"
         ),
         optax.adamw(0.1),
     ):

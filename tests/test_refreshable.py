@@ -45,9 +45,14 @@ def _train(optimizer, steps=20, change=None, params=PARAMS):
     return params, state
 
 
-def _optimizer(circuit, coverage, weigh, **options):
-    how = qsgd.Superposition(circuit, coverage, **options)
-    return qsgd.superpositional_adamw(0.05, weigh=weigh, superposition=how)
+def _optimizer(circuit, coverage, weigh, refreshable=False):
+    surrogate = qsgd.probe(circuit)
+    return qsgd.superpositional_adamw(
+        0.05,
+        weigh=weigh,
+        surrogate=qsgd.refreshable(surrogate) if refreshable else surrogate,
+        coverage=coverage,
+    )
 
 
 def _assert_close(found, expected, tolerance):
@@ -80,8 +85,8 @@ def test_other_coefficients_act_at_once_without_compiling_again(coverage):
     # About the same origin, or the tables would mean different things.
     angles = np.array(two.angles)
     angles[0, :, 0] = one.angles[0, :, 0]
-    two = qsgd.Circuit(2, 2, weights=angles)
-    table = qsgd.Superposition(two).coefficients
+    two = qsgd.Circuit(2, 2, angles=angles)
+    table = qsgd.probe(two).coefficients
 
     def change(state):
         return optax.tree.set(state, table=jnp.asarray(table, jnp.float32))
@@ -144,10 +149,20 @@ def test_a_checkpoint_holds_the_coefficients(tmp_path, how):
 
 
 def test_what_a_device_says_can_be_looked_at():
-    how = qsgd.Superposition(CIRCUITS["depth 0"], "everywhere", refreshable=True)
-    half = 0.5 * how.coefficients
-    weights = qsgd.superposition_weights(how, PARAMS["bias"], coefficients=jnp.asarray(half))
+    surrogate = qsgd.probe(CIRCUITS["depth 0"])
+    weights = qsgd.superposition_weights(
+        surrogate.with_coefficients(jnp.asarray(0.5 * surrogate.coefficients)),
+        PARAMS["bias"],
+        "everywhere",
+    )
     np.testing.assert_allclose(weights, 0.5 * np.sin(np.pi * PARAMS["bias"]), atol=1e-6)
+
+
+def test_its_weights_without_a_state_are_the_surrogate_s_own():
+    surrogate = qsgd.probe(CIRCUITS["depth 2"])
+    found = qsgd.superposition_weights(qsgd.refreshable(surrogate), PARAMS, "everywhere")
+    expected = qsgd.superposition_weights(surrogate, PARAMS, "everywhere")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_a_state_of_coefficients_that_do_not_fit_is_refused():
@@ -165,36 +180,41 @@ def test_a_state_of_coefficients_that_do_not_fit_is_refused():
         constant.update(PARAMS, states["depth 0"], PARAMS)
 
 
-@pytest.mark.parametrize(
-    ("refreshable", "table", "words"),
-    [(False, np.zeros((2, 3, 3)), "refreshable=True"), (True, np.zeros((2, 5, 5)), "(2, 5, 5)")],
-    ids=str,
-)
-def test_given_coefficients_must_fit(refreshable, table, words):
-    how = qsgd.Superposition(qsgd.Circuit(2), refreshable=refreshable)
-    with pytest.raises(ValueError) as caught:
-        qsgd.superposition_weights(how, PARAMS["bias"], coefficients=table)
-    assert words in str(caught.value)
+@pytest.mark.parametrize("shape", [(2, 5, 5), (2, 3), (3, 3)], ids=str)
+def test_given_coefficients_must_fit(shape):
+    with pytest.raises(ValueError, match="coefficients of shape") as caught:
+        qsgd.probe(qsgd.Circuit(2)).with_coefficients(jnp.zeros(shape))
+    assert str(shape) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "words"),
+    "make",
     [
-        ({"refreshable": 1}, TypeError, "refreshable=1"),
-        ({"refreshable": True, "shots": 5}, ValueError, "shots=5"),
-        ({"refreshable": True, "execution": "direct"}, ValueError, "execution='direct'"),
-        ({"refreshable": True, "circuit": qsgd.Circuit(12)}, ValueError, "no coefficients"),
+        lambda: qsgd.Circuit(2),
+        lambda: qsgd.Direct(qsgd.Circuit(2)),
+        lambda: qsgd.sampled(qsgd.probe(qsgd.Circuit(2), readout="probabilities"), 5),
+        lambda: qsgd.refreshable(qsgd.probe(qsgd.Circuit(2))),
     ],
-    ids=str,
+    ids=["circuit", "direct", "sampled", "refreshable"],
 )
-def test_what_has_no_coefficients_cannot_be_refreshed(options, error, words):
-    with pytest.raises(error) as caught:
-        qsgd.Superposition(**options)
-    assert words in str(caught.value)
+def test_what_has_no_coefficients_of_its_own_cannot_be_refreshed(make):
+    with pytest.raises(TypeError, match=r"surrogate=.* must be a qsgd_jax\.Surrogate"):
+        qsgd.refreshable(make())
 
 
-def test_traced_weights_cannot_be_refreshed():
-    with pytest.raises(ValueError, match="belong to their trace"):
-        jax.jit(
-            lambda w: qsgd.Superposition(qsgd.Circuit(2, 1, weights=w), refreshable=True).weights(w)
-        )(jnp.zeros((1, 2, 2)))
+def test_a_circuit_of_too_many_coefficients_is_refused_before_it_is_probed():
+    with pytest.raises(ValueError, match=r"531441 settings.*qsgd_jax\.Direct"):
+        qsgd.refreshable(qsgd.probe(qsgd.Circuit(12)))
+
+
+def test_probabilities_are_no_coefficients_of_weights():
+    surrogate = qsgd.refreshable(qsgd.probe(qsgd.Circuit(2), readout="probabilities"))
+    with pytest.raises(ValueError, match="4 outputs of readout='probabilities'"):
+        qsgd.scale_by_superposition(0.5, surrogate)
+
+
+def test_traced_angles_cannot_be_refreshed():
+    with pytest.raises(ValueError, match="its trace will end"):
+        jax.jit(lambda w: qsgd.refreshable(qsgd.probe(qsgd.Circuit(2, 1, angles=w))))(
+            jnp.zeros((1, 2, 2))
+        )

@@ -21,8 +21,9 @@ from flax import nnx
 
 import qsgd_jax as qsgd
 from qsgd_jax._src import devices, fourier
-from qsgd_jax._src.probe import Probe
+from qsgd_jax._src.remote import asker
 from qsgd_jax._src.remote import prober as remote
+from qsgd_jax._src.remote.answers import Probe
 from qsgd_jax._src.remote.process import EndedError, WorkerProcess
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -32,8 +33,9 @@ FAULTS = {"raise", "NaN", "wrong shape", "disconnect", "hang"} | {
 CIRCUIT = qsgd.Circuit(2, 1)
 SHOTS = 1000
 SHOTS_A_JOB = SHOTS * Probe(CIRCUIT, SHOTS).n_settings
-SUPERPOSITION = qsgd.Superposition(CIRCUIT, refreshable=True)
-OPTIMIZER = qsgd.superpositional_adamw(0.01, superposition=SUPERPOSITION)
+SURROGATE = qsgd.probe(CIRCUIT)
+OTHER = qsgd.probe(qsgd.Circuit(2, 1, seed=1))
+OPTIMIZER = qsgd.superpositional_adamw(0.01, surrogate=qsgd.refreshable(SURROGATE))
 PARAMS = {"kernel": jnp.linspace(-1, 1, 12).reshape(4, 3), "bias": jnp.ones(3)}
 
 
@@ -50,9 +52,9 @@ def _held(state, name):
 
 def _standard_errors():
     """Of the coefficients, by propagating the variance of each setting's answer."""
-    grid = CIRCUIT.origin + fourier.probe_grid(CIRCUIT.n_qubits, CIRCUIT.uploads)
+    grid = CIRCUIT.origin + fourier.probe_grid((CIRCUIT.uploads,) * CIRCUIT.n_qubits)
     exact = devices.run(CIRCUIT, devices.open_device("lightning.qubit", 2), grid)
-    duals = [fourier.coefficients(np.outer(one, [1, 1]), 2, 1) for one in np.eye(len(grid))]
+    duals = [fourier.coefficients(np.outer(one, [1, 1]), (1, 1)) for one in np.eye(len(grid))]
     variances = (1 - exact**2)[..., None, None] / SHOTS
     return np.sqrt(sum(dual**2 * v for dual, v in zip(duals, variances, strict=True)))
 
@@ -108,12 +110,12 @@ def test_a_thousand_steps_beside_a_failing_device(faulty_device, monkeypatch, ca
             if prober.accounting.accepted > len(tables):
                 tables.append(_held(state, "table"))
             assert steps < 20_000
-        worker = prober._process
+        worker = prober._asker._process
     done = prober.accounting
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     assert len(tables) >= 15
     for table in tables:
-        assert (np.abs(table - SUPERPOSITION.coefficients) <= errors).all()
+        assert (np.abs(table - SURROGATE.coefficients) <= errors).all()
     # Every job is accounted for; one may have been under way when the loop ended.
     ended = done.accepted + done.rejected + done.timed_out + done.failed
     assert 0 <= done.jobs - ended <= 1 and len(jobs()) <= done.jobs <= 40
@@ -158,13 +160,13 @@ sys.path.insert(0, {plugins!r})
 import pennylane as qml
 qml.refresh_devices()
 circuit = qsgd.Circuit(2, 1)
-how = qsgd.Superposition(circuit, refreshable=True)
-state = qsgd.scale_by_superposition(0.5, how).init(None)
+surrogate = qsgd.refreshable(qsgd.probe(circuit))
+state = qsgd.scale_by_superposition(0.5, surrogate).init(None)
 prober = qsgd.RemoteProber("qsgd.faulty", circuit, probe_shots=100, max_jobs=9)
 state = prober.refresh(state)
 while not os.path.getsize(os.environ["FAULTY_DEVICE_LOG"]):
     time.sleep(0.01)
-print(prober._process._popen.pid, flush=True)
+print(prober._asker._process._popen.pid, flush=True)
 {rest}
 """
 
@@ -280,7 +282,7 @@ def test_a_device_that_cannot_be_used_is_refused_before_the_first_job(faulty_dev
     ids=lambda case: " ".join(case) if isinstance(case, dict) else "",
 )
 def test_bad_arguments_are_refused(monkeypatch, changed, error, words):
-    monkeypatch.setattr(remote, "WorkerProcess", None)  # nothing is started
+    monkeypatch.setattr(asker, "WorkerProcess", None)  # nothing is started
     given = {"device": "default.qubit", "circuit": CIRCUIT, "max_jobs": 1, "probe_shots": SHOTS}
     with pytest.raises(error) as caught:
         qsgd.RemoteProber(**(given | changed))
@@ -288,12 +290,12 @@ def test_bad_arguments_are_refused(monkeypatch, changed, error, words):
         assert word in str(caught.value)
 
 
-def test_traced_weights_are_refused(monkeypatch):
-    monkeypatch.setattr(remote, "WorkerProcess", None)
-    with pytest.raises(ValueError, match="concrete weights"):
+def test_traced_angles_are_refused(monkeypatch):
+    monkeypatch.setattr(asker, "WorkerProcess", None)
+    with pytest.raises(ValueError, match="concrete angles"):
         jax.jit(
             lambda w: qsgd.RemoteProber(
-                "default.qubit", qsgd.Circuit(2, 1, weights=w), probe_shots=SHOTS, max_jobs=1
+                "default.qubit", qsgd.Circuit(2, 1, angles=w), probe_shots=SHOTS, max_jobs=1
             )
         )(jnp.zeros((1, 2, 2)))
 
@@ -373,14 +375,15 @@ class _ScriptedProcess:
 def scripted(monkeypatch):
     """`(*acts, **options) -> prober, script, clock` without any process."""
     clock = _Clock()
-    monkeypatch.setattr(remote, "time", clock)
-    monkeypatch.setattr(remote.random, "uniform", lambda low, high: 1.0)
+    for module in (remote, asker):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(asker.random, "uniform", lambda low, high: 1.0)
     put = jax.device_put  # of the age, which else might be seen a step later
     monkeypatch.setattr(jax, "device_put", lambda *a, **k: jax.block_until_ready(put(*a, **k)))
 
     def make(*acts, **options):
         script = _Script(clock, *acts)
-        monkeypatch.setattr(remote, "WorkerProcess", script.process)
+        monkeypatch.setattr(asker, "WorkerProcess", script.process)
         given = {"probe_shots": SHOTS, "max_jobs": 100, "refresh_every": 10, "timeout": 50.0}
         return qsgd.RemoteProber("default.qubit", CIRCUIT, **(given | options)), script, clock
 
@@ -406,9 +409,9 @@ def test_coefficients_start_as_the_simulator_s_and_are_replaced(scripted):
     assert _held(state, "shots") == prober.accounting.shots == SHOTS_A_JOB
     asked = clock.now
     state = _train(prober, state, 5, clock)  # the answer comes when five steps were taken
-    np.testing.assert_allclose(_held(state, "table"), SUPERPOSITION.coefficients, atol=1e-7)
+    np.testing.assert_allclose(_held(state, "table"), SURROGATE.coefficients, atol=1e-7)
     state = prober.refresh(state)
-    np.testing.assert_allclose(_held(state, "table"), 0.9 * SUPERPOSITION.coefficients, atol=1e-7)
+    np.testing.assert_allclose(_held(state, "table"), 0.9 * SURROGATE.coefficients, atol=1e-7)
     assert _held(state, "measured_at") == int(asked) and _held(state, "age") == 5
     assert prober.refresh(state) is state
     state = _train(prober, state, 4, clock)
@@ -534,7 +537,7 @@ def test_pauses_are_random_by_half(scripted, monkeypatch):
         drawn.append((low, high))
         return low
 
-    monkeypatch.setattr(remote.random, "uniform", uniform)
+    monkeypatch.setattr(asker.random, "uniform", uniform)
     _train(prober, OPTIMIZER.init(PARAMS), 100, clock, 0.25)
     assert drawn == [(0.5, 1.5)]
     np.testing.assert_allclose(np.diff(script.submitted[:2]), 4.25, atol=0.3)
@@ -549,7 +552,7 @@ def test_hold_or_raise_when_the_breaker_opens(scripted, on_failure):
             _train(prober, state, 100, clock)
     else:
         state = _train(prober, state, 100, clock)
-        np.testing.assert_allclose(_held(state, "table"), SUPERPOSITION.coefficients, atol=1e-7)
+        np.testing.assert_allclose(_held(state, "table"), SURROGATE.coefficients, atol=1e-7)
         assert prober.accounting.failed == 2 and _held(state, "age") == 100
     with pytest.raises(qsgd.ProbeError, match="ConnectionError"):
         scripted(*["raise"] * 9, retries=1)[0].wait(OPTIMIZER.init(PARAMS))
@@ -558,7 +561,7 @@ def test_hold_or_raise_when_the_breaker_opens(scripted, on_failure):
 def test_a_job_without_an_answer_ends_its_process(scripted):
     prober, script, clock = scripted(None, 0.0, backoff=1.0)
     state = OPTIMIZER.init(PARAMS)
-    process = prober._process
+    process = prober._asker._process
     state = _train(prober, state, 49, clock)
     assert not process.ended
     _train(prober, state, 6, clock)
@@ -615,11 +618,10 @@ def test_an_answer_that_cannot_be_read_is_a_failure():
 
 def test_states_of_another_circuit_are_refused(scripted):
     prober, script, _ = scripted()
-    other = qsgd.Superposition(qsgd.Circuit(2, 1, seed=1), refreshable=True)
     for optimizer in (
         optax.adamw(0.1),
         qsgd.superpositional_adamw(0.1),
-        qsgd.superpositional_adamw(0.1, superposition=other),
+        qsgd.superpositional_adamw(0.1, surrogate=qsgd.refreshable(OTHER)),
     ):
         with pytest.raises(ValueError, match="none of this prober's circuit"):
             prober.refresh(optimizer.init(PARAMS))
@@ -628,39 +630,40 @@ def test_states_of_another_circuit_are_refused(scripted):
 
 def test_each_state_is_looked_at_for_itself(scripted):
     """The circuits of another optimizer may stand elsewhere in its state."""
-    other = qsgd.Superposition(qsgd.Circuit(2, 1, seed=1), refreshable=True)
     both = optax.chain(
-        qsgd.scale_by_superposition(0.5, other), qsgd.scale_by_superposition(0.5, SUPERPOSITION)
+        qsgd.scale_by_superposition(0.5, qsgd.refreshable(OTHER)),
+        qsgd.scale_by_superposition(0.5, qsgd.refreshable(SURROGATE)),
     )
     prober, script, _ = scripted()
     script.answers = (0.9 * np.array(script.answers)).tolist()
     state = prober.wait(OPTIMIZER.init(PARAMS))
     assert prober.accounting.accepted == 1
     state = prober.wait(both.init(PARAMS))
-    np.testing.assert_allclose(state[0].coefficients.table, other.coefficients, atol=1e-7)
-    np.testing.assert_allclose(
-        state[1].coefficients.table, 0.9 * SUPERPOSITION.coefficients, atol=1e-7
-    )
+    np.testing.assert_allclose(state[0].coefficients.table, OTHER.coefficients, atol=1e-7)
+    np.testing.assert_allclose(state[1].coefficients.table, 0.9 * SURROGATE.coefficients, atol=1e-7)
     with pytest.raises(ValueError, match="none of this prober's circuit"):
-        scripted()[0].refresh(qsgd.scale_by_superposition(0.5, other).init(PARAMS))
+        scripted()[0].refresh(
+            qsgd.scale_by_superposition(0.5, qsgd.refreshable(OTHER)).init(PARAMS)
+        )
 
 
 def test_a_state_of_several_circuits(scripted):
     prober, script, _ = scripted()
-    other = qsgd.Superposition(qsgd.Circuit(2, 1, seed=1), refreshable=True)
     optimizer = optax.partition(
         {
-            "kernel": qsgd.scale_by_superposition(0.5, other),
-            "bias": optax.chain(optax.trace(0.9), qsgd.scale_by_superposition(0.5, SUPERPOSITION)),
+            "kernel": qsgd.scale_by_superposition(0.5, qsgd.refreshable(OTHER)),
+            "bias": optax.chain(
+                optax.trace(0.9), qsgd.scale_by_superposition(0.5, qsgd.refreshable(SURROGATE))
+            ),
         },
         {"kernel": "kernel", "bias": "bias"},
     )
     script.answers = (0.9 * np.array(script.answers)).tolist()
     state = prober.wait(optimizer.init(PARAMS))
     table = state.inner_states["bias"].inner_state[1].coefficients.table
-    np.testing.assert_allclose(table, 0.9 * SUPERPOSITION.coefficients, atol=1e-7)
+    np.testing.assert_allclose(table, 0.9 * SURROGATE.coefficients, atol=1e-7)
     table = state.inner_states["kernel"].inner_state.coefficients.table
-    np.testing.assert_allclose(table, other.coefficients, atol=1e-7)
+    np.testing.assert_allclose(table, OTHER.coefficients, atol=1e-7)
 
 
 def test_states_that_are_wrapped_mapped_and_donated(scripted):
@@ -673,9 +676,7 @@ def test_states_that_are_wrapped_mapped_and_donated(scripted):
     for _ in range(24):
         _, state = step(seeds, state, seeds)
         state = prober.refresh(state)
-    np.testing.assert_allclose(
-        _held(state, "table"), [0.9 * SUPERPOSITION.coefficients] * 3, atol=1e-7
-    )
+    np.testing.assert_allclose(_held(state, "table"), [0.9 * SURROGATE.coefficients] * 3, atol=1e-7)
     assert len(script.submitted) == 2 and (_held(state, "age") == 2).all()
 
 
@@ -694,7 +695,7 @@ def test_the_state_of_a_flax_optimizer(scripted):
         step(model, optimizer)
         optimizer.opt_state = prober.refresh(optimizer.opt_state)
     held = optimizer.opt_state[0].coefficients
-    np.testing.assert_allclose(held.table[...], 0.9 * SUPERPOSITION.coefficients, atol=1e-7)
+    np.testing.assert_allclose(held.table[...], 0.9 * SURROGATE.coefficients, atol=1e-7)
     assert len(script.submitted) == 2 and held.age[...] == 2
 
 

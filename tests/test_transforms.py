@@ -16,6 +16,7 @@ import qsgd_jax as qsgd
 from tests.combinations import pairwise
 
 FORMS = ("gradient", "update", "moments")
+PLAIN = qsgd.probe(qsgd.Circuit())
 ENTANGLED = qsgd.Circuit(n_qubits=2, depth=2, seed=3)
 
 
@@ -77,11 +78,19 @@ def _entangled_pairs_of_rows(theta):
     )
 
 
-COVERAGES = {
-    "leading": (qsgd.Superposition(), _sine_of_the_first_four),
-    "everywhere": (qsgd.Superposition(coverage="everywhere"), _sine),
-    "entangled": (qsgd.Superposition(ENTANGLED, coverage="everywhere"), _entangled_pairs_of_rows),
+# By name: surrogate and coverage, and the weights that they stand for.
+WEIGHTS = {
+    "leading": ((None, "leading"), _sine_of_the_first_four),
+    "everywhere": ((PLAIN, "everywhere"), _sine),
+    "entangled": ((qsgd.probe(ENTANGLED), "everywhere"), _entangled_pairs_of_rows),
 }
+
+
+def _adamw(learning_rate, weights, **options):
+    (surrogate, coverage), _ = WEIGHTS[weights]
+    return qsgd.superpositional_adamw(
+        learning_rate, surrogate=surrogate, coverage=coverage, **options
+    )
 
 
 def _reference(params, weigh, weight, learning_rate, strength, decay, steps):
@@ -103,26 +112,21 @@ def _reference(params, weigh, weight, learning_rate, strength, decay, steps):
     return theta
 
 
-@pytest.mark.parametrize("coverage", COVERAGES)
+@pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("weigh", FORMS)
-def test_fifty_steps_equal_the_equation_in_numpy(float64, weigh, coverage):
-    superposition, weight = COVERAGES[coverage]
-
+def test_fifty_steps_equal_the_equation_in_numpy(float64, weigh, weights):
     def learning_rate(t):
         return 0.02 - 0.019 * jnp.float64(jnp.minimum(t, 40)) / 40
 
     def strength(t):
         return 0.5 - 0.4 * jnp.float64(jnp.minimum(t, 30)) / 30
 
-    optimizer = qsgd.superpositional_adamw(
-        learning_rate,
-        weight_decay=0.01,
-        quantum_weight=strength,
-        weigh=weigh,
-        superposition=superposition,
+    optimizer = _adamw(
+        learning_rate, weights, weight_decay=0.01, quantum_weight=strength, weigh=weigh
     )
     params = _params(jnp.float64)
     result, _ = _train(optimizer, params, 50)
+    weight = WEIGHTS[weights][1]
     expected = _reference(params, weigh, weight, learning_rate, strength, 0.01, 50)
     for name in params:
         np.testing.assert_allclose(result[name], expected[name], rtol=1e-6)
@@ -137,18 +141,12 @@ def _by_adamw():
 
 
 @pytest.mark.bits
-@pairwise(weigh=FORMS, coverage=tuple(COVERAGES), kind=("static", "array", "traced", "scheduled"))
-def test_quantum_weight_zero_is_adamw_bit_for_bit(weigh, coverage, kind):
+@pairwise(weigh=FORMS, weights=tuple(WEIGHTS), kind=("static", "array", "traced", "scheduled"))
+def test_quantum_weight_zero_is_adamw_bit_for_bit(weigh, weights, kind):
     params, settings, expected = _by_adamw()
 
     def superpositional(strength):
-        return qsgd.superpositional_adamw(
-            3e-3,
-            quantum_weight=strength,
-            weigh=weigh,
-            superposition=COVERAGES[coverage][0],
-            **settings,
-        )
+        return _adamw(3e-3, weights, quantum_weight=strength, weigh=weigh, **settings)
 
     if kind == "traced":
         result, _ = _train_with(superpositional, jnp.zeros(()), params, 10)
@@ -162,9 +160,9 @@ def test_quantum_weight_zero_is_adamw_bit_for_bit(weigh, coverage, kind):
 
 
 def test_any_transformation_can_be_superposed():
-    params, superposition = _params(), qsgd.Superposition(coverage="everywhere")
+    params = _params()
     gradients = jax.grad(_loss)(params)
-    optimizer = qsgd.superpose(optax.scale_by_lion(), 0.7, superposition)
+    optimizer = qsgd.superpose(optax.scale_by_lion(), 0.7, PLAIN, "everywhere")
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     for name, g in gradients.items():
         expected = np.sign(g) + 0.7 * _sine(np.asarray(params[name])) * g
@@ -196,12 +194,13 @@ def test_schedule_is_asked_for_the_count_before_the_increment():
     assert int(optax.tree.get(state, "count")) == 2
 
 
-def test_leading_touches_four_coordinates_of_each_tensor_and_everywhere_all():
+@pytest.mark.parametrize("weigh", ["gradient", "update"])
+def test_leading_touches_four_coordinates_of_each_tensor_and_everywhere_all(weigh):
     params, plain = _params(), optax.adamw(1e-2)
     expected, _ = _train(plain, params, 1)
     for coverage, most in (("leading", 4), ("everywhere", 10**9)):
         optimizer = qsgd.superpositional_adamw(
-            1e-2, quantum_weight=0.5, superposition=qsgd.Superposition(coverage=coverage)
+            1e-2, quantum_weight=0.5, weigh=weigh, coverage=coverage
         )
         result, _ = _train(optimizer, params, 1)
         for name, leaf in params.items():
@@ -217,10 +216,13 @@ def test_hypergradients_equal_central_differences(float64, weigh, device):
     angles = jnp.asarray(np.random.default_rng(1).uniform(-3, 3, (2, 3, 2)))
 
     def meta_loss(strength, learning_rate, angles):
-        circuit = qsgd.Circuit(n_qubits=3, depth=2, weights=angles)
-        superposition = qsgd.Superposition(circuit, coverage="everywhere", device=device)
+        circuit = qsgd.Circuit(n_qubits=3, depth=2, angles=angles)
         optimizer = qsgd.superpositional_adamw(
-            learning_rate, quantum_weight=strength, weigh=weigh, superposition=superposition
+            learning_rate,
+            quantum_weight=strength,
+            weigh=weigh,
+            surrogate=qsgd.probe(circuit, device=device),
+            coverage="everywhere",
         )
         theta, state = params, optimizer.init(params)
         for _ in range(5):
@@ -244,19 +246,20 @@ def test_hypergradients_equal_central_differences(float64, weigh, device):
     assert probes == (1 if device == "lightning.qubit" else 0)
 
 
-@pytest.mark.parametrize("coverage", COVERAGES)
-def test_compiled_step_holds_no_callback(coverage):
-    optimizer = qsgd.superpositional_adamw(1e-3, superposition=COVERAGES[coverage][0])
+@pytest.mark.parametrize("weigh", ["gradient", "update"])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_compiled_step_holds_no_callback(weights, weigh):
+    optimizer = _adamw(1e-3, weights, weigh=weigh)
     params = _params()
     state = optimizer.init(params)
     assert "callback" not in jax.jit(optimizer.update).lower(params, state, params).as_text()
-    direct = qsgd.scale_by_superposition(0.5, qsgd.Superposition(execution="direct"))
+    direct = qsgd.scale_by_superposition(0.5, qsgd.Direct(qsgd.Circuit()))
     text = jax.jit(direct.update).lower(params, direct.init(params), params).as_text()
     assert "callback" in text
 
 
-SAMPLED = qsgd.Superposition(
-    qsgd.Circuit(n_qubits=3, depth=2, seed=1), coverage="everywhere", shots=2
+SAMPLED = qsgd.sampled(
+    qsgd.probe(qsgd.Circuit(n_qubits=3, depth=2, seed=1), readout="probabilities"), shots=2
 )
 
 
@@ -264,7 +267,7 @@ SAMPLED = qsgd.Superposition(
 def test_sampled_steps_are_fresh_repeat_by_key_and_survive_scan_and_vmap():
     params = {"a": jnp.full((6, 2), 0.2), "b": jnp.full((6, 2), 0.2)}
     ones = jax.tree.map(jnp.ones_like, params)
-    optimizer = qsgd.scale_by_superposition(1.0, SAMPLED, key=7)
+    optimizer = qsgd.scale_by_superposition(1.0, SAMPLED, "everywhere", key=7)
 
     def step(state, _):
         updates, state = optimizer.update(ones, state, params)
@@ -286,7 +289,7 @@ def test_sampled_steps_are_fresh_repeat_by_key_and_survive_scan_and_vmap():
         updates, state = jax.jit(optimizer.update)(ones, state, params)
         alone.append(updates["a"])
     np.testing.assert_array_equal(a[0, :3], np.stack(alone))
-    first = qsgd.superposition_weights(SAMPLED, params, key=7)["a"]
+    first = qsgd.superposition_weights(SAMPLED, params, "everywhere", key=7)["a"]
     np.testing.assert_array_equal(1 + first, alone[0])
 
 
@@ -295,7 +298,8 @@ def test_sampled_weights_refuse_to_be_differentiated_but_their_step_does_not():
 
     def after(steps, strength):
         optimizer = optax.chain(
-            qsgd.scale_by_superposition(strength, SAMPLED), optax.scale_by_learning_rate(0.1)
+            qsgd.scale_by_superposition(strength, SAMPLED, "everywhere"),
+            optax.scale_by_learning_rate(0.1),
         )
         theta, state = params, optimizer.init(params)
         for _ in range(steps):
@@ -414,8 +418,9 @@ def test_donated_state_does_not_take_the_next_run_with_it():
         ({"quantum_weight": "0.5"}, TypeError, "quantum_weight='0.5'.*finite real number"),
         ({"quantum_weight": 1j}, TypeError, "quantum_weight=1j.*real"),
         ({"quantum_weight": None}, TypeError, "quantum_weight=None.*real"),
-        ({"weigh": "grad"}, ValueError, "weigh='grad'.*'gradient', 'update' or 'moments'"),
-        ({"superposition": qsgd.Circuit()}, TypeError, "superposition=.*Superposition"),
+        ({"weigh": "grad"}, ValueError, "weigh='grad'.*'update', 'gradient' or 'moments'"),
+        ({"surrogate": qsgd.Circuit()}, TypeError, "surrogate=.*probe, sampled, refreshable"),
+        ({"coverage": "all"}, ValueError, "coverage='all'.*'leading', 'everywhere'"),
         ({"key": 0.5}, TypeError, "key=0.5.*seed"),
         ({"key": jax.random.key(0, impl="rbg")}, TypeError, "key=.*threefry2x32"),
     ],
@@ -425,12 +430,14 @@ def test_bad_arguments_are_refused_at_construction(options, error, message):
         qsgd.superpositional_adamw(1e-3, **options)
 
 
+@pytest.mark.parametrize("complex_one", ["parameter", "gradient"])
 @pytest.mark.parametrize("make", [qsgd.superpose, None])
-def test_a_gradient_of_another_kind_than_its_parameter_is_refused(make):
+def test_a_gradient_of_another_kind_than_its_parameter_is_refused(make, complex_one):
     optimizer = make(optax.identity()) if make else qsgd.scale_by_superposition()
-    params = {"a": jnp.ones(3), "b": jnp.ones(3, jnp.complex64)}
-    with pytest.raises(ValueError, match="does not match its parameter"):
-        optimizer.update({"a": jnp.ones(3), "b": jnp.ones(3)}, optimizer.init(params), params)
+    trees = {"a": jnp.ones(3), "b": jnp.ones(3)}, {"a": jnp.ones(3), "b": jnp.ones(3) + 1j}
+    gradients, params = trees if complex_one == "parameter" else reversed(trees)
+    with pytest.raises(ValueError, match="one is complex"):
+        optimizer.update(gradients, optimizer.init(params), params)
 
 
 def test_diagnostics_keep_their_dtype_in_a_scan(float64):

@@ -14,12 +14,13 @@ import pytest
 
 import qsgd_jax as qsgd
 
-EXACT = qsgd.Superposition(coverage="everywhere")  # weights sin πθ, one line of NumPy
-SAMPLED = qsgd.Superposition(qsgd.Circuit(1), "everywhere", shots=2)
-LEADING = qsgd.Superposition(shots=2)
-each_form = pytest.mark.parametrize("weigh", ["gradient", "update", "moments"])
+EXACT = qsgd.probe(qsgd.Circuit()), "everywhere"  # weights sin πθ, one line of NumPy
+SAMPLED = qsgd.sampled(qsgd.probe(qsgd.Circuit(1), readout="probabilities"), shots=2), "everywhere"
+LEADING = qsgd.sampled(qsgd.probe(qsgd.Circuit(), readout="probabilities"), shots=2), "leading"
+FORMS = ("gradient", "update", "moments")
+each_form = pytest.mark.parametrize("weigh", FORMS)
 each_form_and_sampled = pytest.mark.parametrize(
-    ("weigh", "superposition"),
+    ("weigh", "weights"),
     [("gradient", EXACT), ("update", EXACT), ("moments", EXACT), ("update", SAMPLED)],
     ids=["gradient", "update", "moments", "sampled"],
 )
@@ -34,9 +35,15 @@ def _params():
 
 
 @functools.cache
-def _adamw(weigh="gradient", superposition=EXACT, quantum_weight=0.5, rate=0.1, **options):
+def _adamw(weigh="gradient", weights=EXACT, quantum_weight=0.5, rate=0.1, **options):
+    surrogate, coverage = weights
     return qsgd.superpositional_adamw(
-        rate, quantum_weight=quantum_weight, weigh=weigh, superposition=superposition, **options
+        rate,
+        quantum_weight=quantum_weight,
+        weigh=weigh,
+        surrogate=surrogate,
+        coverage=coverage,
+        **options,
     )
 
 
@@ -86,7 +93,7 @@ def _assert_equal(tree, expected, **tolerance):
 
 def _scaled_sgd():
     """`θ ← θ − 0.1 (1 + 0.5 sin πθ) g`, and what it adds to θ, by hand."""
-    return optax.chain(qsgd.scale_by_superposition(0.5, EXACT), optax.sgd(0.1))
+    return optax.chain(qsgd.scale_by_superposition(0.5, *EXACT), optax.sgd(0.1))
 
 
 def _scaled_sgd_by_hand(theta):
@@ -99,7 +106,7 @@ def _scaled_sgd_by_hand(theta):
 @each_form
 def test_hyperparameters_set_in_mid_run_are_a_schedule(weigh):
     optimizer = optax.inject_hyperparams(qsgd.superpositional_adamw)(
-        0.1, quantum_weight=0.5, weigh=weigh, superposition=EXACT
+        0.1, quantum_weight=0.5, weigh=weigh, surrogate=EXACT[0], coverage=EXACT[1]
     )
     params, state = _train(optimizer, _params(), 2)
     state.hyperparams["quantum_weight"] = jnp.float32(0.2)
@@ -119,7 +126,7 @@ def test_injected_schedules_are_evaluated_and_static_settings_left_alone():
         return 0.5 / (1 + count)
 
     adamw = optax.inject_hyperparams(qsgd.superpositional_adamw)(
-        0.1, quantum_weight=decaying, weigh="update", superposition=EXACT
+        0.1, quantum_weight=decaying, weigh="update", surrogate=EXACT[0], coverage=EXACT[1]
     )
     params, state = _train(adamw, _params())
     numbers = {"learning_rate", "b1", "b2", "eps", "eps_root", "weight_decay"}
@@ -127,23 +134,25 @@ def test_injected_schedules_are_evaluated_and_static_settings_left_alone():
     np.testing.assert_allclose(state.hyperparams["quantum_weight"], 0.5 / 3)
     expected, _ = _train(_adamw("update", quantum_weight=decaying), _params())
     _assert_equal(params, expected, **ROUNDING)
-    around = optax.inject_hyperparams(qsgd.superpose)(optax.scale_by_lion(), superposition=EXACT)
+    around = optax.inject_hyperparams(qsgd.superpose)(optax.scale_by_lion(), 0.5, *EXACT)
     assert set(around.init(_params()).hyperparams) == {"quantum_weight", "key"}
 
 
-def test_hyperparameters_are_injected_beside_complex_parameters():
+@each_form
+def test_hyperparameters_are_injected_beside_complex_parameters(weigh):
     """optax holds them in the dtype of the parameters, so a complex one, as adamw takes it."""
     params = {"one": jnp.full(6, 0.25 - 0.5j, jnp.complex64)}
-    optimizer = optax.inject_hyperparams(qsgd.superpositional_adamw)(0.1, quantum_weight=0.5)
-    plain = qsgd.superpositional_adamw(0.1, quantum_weight=0.5)
+    options = {"quantum_weight": 0.5, "weigh": weigh}
+    optimizer = optax.inject_hyperparams(qsgd.superpositional_adamw)(0.1, **options)
+    plain = qsgd.superpositional_adamw(0.1, **options)
     updates, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)
     expected, _ = plain.update(params, plain.init(params), params)
     _assert_equal(updates, expected, **ROUNDING)
 
 
 @each_form_and_sampled
-def test_multi_steps_are_one_step_with_the_mean_gradient(weigh, superposition):
-    optimizer, params = _adamw(weigh, superposition), _params()
+def test_multi_steps_are_one_step_with_the_mean_gradient(weigh, weights):
+    optimizer, params = _adamw(weigh, weights), _params()
     wrapped = optax.MultiSteps(optimizer, 3)
     update, update_alone = jax.jit(wrapped.update), _compiled(optimizer)
     state, alone = wrapped.init(params), optimizer.init(params)
@@ -162,8 +171,8 @@ def test_multi_steps_are_one_step_with_the_mean_gradient(weigh, superposition):
 
 
 @each_form_and_sampled
-def test_masked_leaves_pass_untouched_and_the_others_do_not_notice(weigh, superposition):
-    optimizer, params = _adamw(weigh, superposition), _params()
+def test_masked_leaves_pass_untouched_and_the_others_do_not_notice(weigh, weights):
+    optimizer, params = _adamw(weigh, weights), _params()
     masked = optax.masked(optimizer, {"one": False, "two": True})
     updates, _ = jax.jit(masked.update)(params, masked.init(params), params)
     expected, _ = _compiled(optimizer)(params, optimizer.init(params), params)
@@ -172,11 +181,11 @@ def test_masked_leaves_pass_untouched_and_the_others_do_not_notice(weigh, superp
 
 
 @each_form_and_sampled
-def test_partitioned_leaves_walk_as_by_their_optimizer_alone(weigh, superposition):
+def test_partitioned_leaves_walk_as_by_their_optimizer_alone(weigh, weights):
     params = {**_params(), "frozen": _params()["one"]}
     groups = {
-        "strong": _adamw(weigh, superposition, 0.9),
-        "weak": _adamw(weigh, superposition, 0.3),
+        "strong": _adamw(weigh, weights, 0.9),
+        "weak": _adamw(weigh, weights, 0.3),
         "still": optax.set_to_zero(),
     }
     labels = {"one": "strong", "two": "weak", "frozen": "still"}
@@ -189,15 +198,15 @@ def test_partitioned_leaves_walk_as_by_their_optimizer_alone(weigh, superpositio
 
 def test_partitioned_leaves_of_equal_values_draw_samples_of_their_own():
     params = {name: jnp.full(60, 0.2) for name in ("a", "b", "c")}
-    groups = {side: qsgd.scale_by_superposition(1.0, SAMPLED, key=3) for side in ("left", "right")}
+    groups = {side: qsgd.scale_by_superposition(1.0, *SAMPLED, key=3) for side in ("left", "right")}
     optimizer = optax.partition(groups, {"a": "left", "b": "left", "c": "right"})
     updates, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)
     assert len({np.asarray(leaf).tobytes() for leaf in updates.values()}) == 3
 
 
 @each_form_and_sampled
-def test_steps_that_are_not_finite_are_skipped_as_if_never_taken(weigh, superposition):
-    optimizer, params = _adamw(weigh, superposition), _params()
+def test_steps_that_are_not_finite_are_skipped_as_if_never_taken(weigh, weights):
+    optimizer, params = _adamw(weigh, weights), _params()
     guarded = optax.apply_if_finite(optimizer, 5)
     update, update_alone = jax.jit(guarded.update), _compiled(optimizer)
     state, alone = guarded.init(params), optimizer.init(params)
@@ -213,7 +222,7 @@ def test_steps_that_are_not_finite_are_skipped_as_if_never_taken(weigh, superpos
 
 
 def test_a_named_chain_keeps_our_state_by_name_and_tree_get_and_set_reach_into_it():
-    ours = qsgd.scale_by_superposition(0.5, SAMPLED, key=5, diagnostics=True)
+    ours = qsgd.scale_by_superposition(0.5, *SAMPLED, key=5, diagnostics=True)
     links = {"clip": optax.clip(1.0), "ours": ours, "adam": optax.adam(0.1)}
     named, chained = optax.named_chain(*links.items()), optax.chain(*links.values())
     start = {"one": _params()["one"]}
@@ -281,7 +290,7 @@ def test_lookahead_is_weighed_by_its_fast_parameters():
 
 
 def test_lookahead_that_resets_its_optimizer_restores_count_and_key():
-    fast = qsgd.scale_by_superposition(0.5, SAMPLED, key=7)
+    fast = qsgd.scale_by_superposition(0.5, *SAMPLED, key=7)
     wrapped = optax.lookahead(fast, 2, 0.5, reset_state=True)
     both = optax.LookaheadParams.init_synced(_params())
     state, counts = wrapped.init(both), []
@@ -308,7 +317,7 @@ def test_reduce_on_plateau_scales_our_step_by_the_value():
 
 @pytest.mark.parametrize(
     "optimizer",
-    [_adamw("gradient"), _adamw("update"), qsgd.scale_by_superposition(-0.1, EXACT)],
+    [_adamw("gradient"), _adamw("update"), qsgd.scale_by_superposition(-0.1, *EXACT)],
     ids=["gradient", "update", "alone"],
 )
 def test_extra_arguments_change_nothing_and_compile_nothing_anew(optimizer):
@@ -347,8 +356,8 @@ def test_a_line_search_behind_ours_receives_what_it_needs():
 
 
 @each_form_and_sampled
-def test_map_params_reaches_the_moments_and_nothing_else(weigh, superposition):
-    optimizer = _adamw(weigh, superposition)
+def test_map_params_reaches_the_moments_and_nothing_else(weigh, weights):
+    optimizer = _adamw(weigh, weights)
     _, state = _train(optimizer, _params())
     doubled = optax.tree.map_params(optimizer, lambda leaf: 2 * leaf, state)
     moments = {name: optax.tree.scale(2, optax.tree.get(state, name)) for name in ("mu", "nu")}
@@ -409,8 +418,8 @@ def test_low_precision_moments_are_those_of_adamw_at_quantum_weight_zero(weigh):
 
 @pytest.mark.bits
 @each_form_and_sampled
-def test_donated_buffers_give_the_same_updates(weigh, superposition):
-    optimizer, gradients = _adamw(weigh, superposition), _params()
+def test_donated_buffers_give_the_same_updates(weigh, weights):
+    optimizer, gradients = _adamw(weigh, weights), _params()
     donating = jax.jit(optimizer.update, donate_argnums=(1, 2))
     start = optimizer.init(gradients), jax.tree.map(jnp.copy, gradients)
     expected = _compiled(optimizer)(gradients, *start)
@@ -440,8 +449,8 @@ def test_rematerialised_losses_and_steps_have_the_same_hypergradient():
 
 
 @each_form_and_sampled
-def test_a_scan_is_the_loop(weigh, superposition):
-    optimizer, params = _adamw(weigh, superposition), _params()
+def test_a_scan_is_the_loop(weigh, weights):
+    optimizer, params = _adamw(weigh, weights), _params()
     scanned = _scanned(optimizer, params, optimizer.init(params))
     _assert_equal(scanned, _train(optimizer, params), **ROUNDING)
 
@@ -462,15 +471,15 @@ def test_mapped_seeds_are_separate_runs():
 
 
 @each_form_and_sampled
-def test_mapped_quantum_weights_are_separate_runs(weigh, superposition):
+def test_mapped_quantum_weights_are_separate_runs(weigh, weights):
     params = _params()
 
     def run(quantum_weight):
-        optimizer = _adamw.__wrapped__(weigh, superposition, quantum_weight)
+        optimizer = _adamw.__wrapped__(weigh, weights, quantum_weight)
         return _scanned(optimizer, params, optimizer.init(params))[0]
 
     mapped = jax.jit(jax.vmap(run))(jnp.array([0.0, 0.5]))
-    for i, optimizer in enumerate((optax.adamw(0.1), _adamw(weigh, superposition))):
+    for i, optimizer in enumerate((optax.adamw(0.1), _adamw(weigh, weights))):
         one = jax.tree.map(lambda leaf, i=i: leaf[i], mapped)
         _assert_equal(one, _train(optimizer, params)[0], **ROUNDING)
 
@@ -481,9 +490,9 @@ def test_mapped_quantum_weights_are_separate_runs(weigh, superposition):
 @each_form
 def test_leaves_without_a_gradient_get_no_update(weigh):
     """`None` for an array, as optax's stateless transformations take it."""
-    ours = qsgd.scale_by_superposition(0.5, EXACT, diagnostics=True)
+    ours = qsgd.scale_by_superposition(0.5, *EXACT, diagnostics=True)
     if weigh == "gradient":
-        ours = qsgd.superpose(optax.identity(), 0.5, EXACT, diagnostics=True)
+        ours = qsgd.superpose(optax.identity(), 0.5, *EXACT, diagnostics=True)
     optimizer, params = optax.chain(ours, optax.sgd(0.1)), _params()
     gradients = {"one": jax.grad(_loss)(params)["one"], "two": None}
     updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
@@ -502,13 +511,11 @@ NOTHING = {
 }
 
 
-@pytest.mark.parametrize(
-    "superposition", [EXACT, SAMPLED, LEADING], ids=["exact", "sampled", "leading"]
-)
+@pytest.mark.parametrize("weights", [EXACT, SAMPLED, LEADING], ids=["exact", "sampled", "leading"])
 @pytest.mark.parametrize("tree", NOTHING.values(), ids=NOTHING)
-def test_empty_trees_are_stepped(tree, superposition):
+def test_empty_trees_are_stepped(tree, weights):
     for weigh in ("gradient", "update"):
-        optimizer = _adamw(weigh, superposition, diagnostics=True)
+        optimizer = _adamw(weigh, weights, diagnostics=True)
         updates, state = optimizer.update(tree, optimizer.init(tree), tree)
         _assert_equal(updates, tree)
         counts = optax.tree.get_all_with_path(state, "count")
@@ -519,8 +526,8 @@ def test_empty_trees_are_stepped(tree, superposition):
 
 @pytest.mark.parametrize("hidden", [False, {"one": False, "two": False}, lambda tree: False])
 @each_form_and_sampled
-def test_a_mask_that_hides_all_leaves_passes_all_updates(weigh, superposition, hidden):
-    optimizer, params = _adamw(weigh, superposition, diagnostics=True), _params()
+def test_a_mask_that_hides_all_leaves_passes_all_updates(weigh, weights, hidden):
+    optimizer, params = _adamw(weigh, weights, diagnostics=True), _params()
     masked = optax.masked(optimizer, hidden)
     updates, state = jax.jit(masked.update)(params, masked.init(params), params)
     _assert_equal(updates, params)
@@ -546,27 +553,78 @@ MISFITS = {  # of gradients for two leaves of six
 }
 
 
-@pytest.mark.parametrize(("gradients", "where"), MISFITS.values(), ids=MISFITS)
-@each_form
-def test_gradients_that_do_not_fit_their_parameters_are_refused(weigh, gradients, where):
+# What Adam meets first in the form "update": it refuses three of them, and broadcasts two.
+ADAMS_MISFITS = ("missing", "surplus", "a list", "a scalar", "one of six")
+
+
+def _outcome(optimizer, gradients, state=None):
+    """The updates of a step, or the type and the message of what it raises."""
+    params = _params()
+    state = optimizer.init(params) if state is None else state
+    try:
+        return optimizer.update(gradients, state, params)[0]
+    except (TypeError, ValueError) as error:
+        return type(error), str(error)
+
+
+def _assert_same_outcome(ours, theirs):
+    if isinstance(theirs, tuple):
+        assert ours == theirs
+    else:
+        _assert_equal(ours, theirs, **ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("weigh", "name"),
+    [
+        (weigh, name)
+        for weigh in FORMS
+        for name in MISFITS
+        if weigh != "update" or name not in ADAMS_MISFITS
+    ],
+)
+def test_gradients_that_do_not_fit_their_parameters_are_refused(weigh, name):
     """Adam's moments would broadcast them."""
-    optimizer, params = _adamw(weigh), _params()
+    optimizer, params, (gradients, where) = _adamw(weigh), _params(), MISFITS[name]
     with pytest.raises(ValueError, match=_naming("(gradient|update)", where, "param")):
         jax.eval_shape(optimizer.update, gradients, optimizer.init(params), params)
 
 
+@pytest.mark.parametrize("name", MISFITS)
+def test_the_transform_itself_refuses_gradients_that_do_not_fit(name):
+    optimizer, params = ALONE["scale_by_superposition"](), _params()
+    gradients, where = MISFITS[name]
+    with pytest.raises(ValueError, match=_naming("(gradient|update)", where, "param")):
+        jax.eval_shape(optimizer.update, gradients, optimizer.init(params), params)
+
+
+@pytest.mark.parametrize("name", ADAMS_MISFITS)
+def test_gradients_that_adam_refuses_or_broadcasts_are_as_with_adamw(name):
+    gradients, _ = MISFITS[name]
+    ours = _outcome(_adamw("update", quantum_weight=0.0), gradients)
+    _assert_same_outcome(ours, _outcome(optax.adamw(0.1), gradients))
+
+
 def _set(**entries):
     """A restored state in which some entries are others'."""
-    return lambda optimizer, params: optax.tree.set(optimizer.init(params), **entries)
+    return lambda weigh, params: optax.tree.set(_adamw(weigh).init(params), **entries)
 
 
+def _of_another_form(weigh, params):
+    return _adamw("gradient" if weigh == "moments" else "moments").init(params)
+
+
+OTHER_TREES = {
+    "another tree": {"one": _params()["one"]},
+    "a smaller leaf": {**_params(), "two": jnp.ones(1)},
+    "a larger leaf": {**_params(), "two": jnp.ones((2, 6))},
+}
+CHAINED_OTHERWISE = {
+    "optax.adamw": (lambda weigh, params: optax.adamw(0.1).init(params), "(count|key|mu)"),
+    "another form": (_of_another_form, "(count|key|mu)"),
+}
 FOREIGN = {  # states, and what of them the error must name
-    "another tree": (lambda tx, params: tx.init({"one": params["one"]}), "'two'"),
-    "a smaller leaf": (lambda tx, params: tx.init({**params, "two": jnp.ones(1)}), "'two'"),
-    "a larger leaf": (lambda tx, params: tx.init({**params, "two": jnp.ones((2, 6))}), "'two'"),
-    "diagnostics": (lambda tx, params: _adamw("update", diagnostics=True).init(params), "diagn"),
-    "optax.adamw": (lambda tx, params: optax.adamw(0.1).init(params), "(count|key|mu)"),
-    "another form": (lambda tx, params: _adamw("moments").init(params), "(count|key|mu)"),
+    "diagnostics": (lambda weigh, params: _adamw(weigh, diagnostics=True).init(params), "diagn"),
     "key of four": (_set(key=jnp.zeros(4, jnp.uint32)), "key"),
     "two keys": (_set(key=jnp.zeros((2, 2), jnp.uint32)), "key"),
     "a signed key": (_set(key=jnp.zeros(2, jnp.int32)), "key"),
@@ -576,12 +634,47 @@ FOREIGN = {  # states, and what of them the error must name
 
 
 @pytest.mark.parametrize(("foreign", "what"), FOREIGN.values(), ids=FOREIGN)
-def test_a_state_that_is_not_of_this_optimizer_and_tree_is_refused(foreign, what):
+@each_form
+def test_a_state_that_is_not_of_this_optimizer_is_refused(weigh, foreign, what):
     """A restored one whose shapes would broadcast, or be found out in another step."""
-    optimizer, params = _adamw("update"), _params()
-    state = foreign(optimizer, params)
+    optimizer, params = _adamw(weigh), _params()
+    state = foreign(weigh, params)
     with pytest.raises((TypeError, ValueError), match=_naming("state", what)):
         jax.eval_shape(optimizer.update, params, state, params)
+
+
+@pytest.mark.parametrize("other", OTHER_TREES.values(), ids=OTHER_TREES)
+def test_eq_1_refuses_a_state_of_another_tree(other):
+    optimizer, params = _adamw("gradient"), _params()
+    with pytest.raises(ValueError, match=_naming("state", "'two'")):
+        jax.eval_shape(optimizer.update, params, optimizer.init(other), params)
+
+
+@pytest.mark.parametrize("other", OTHER_TREES)
+@pytest.mark.parametrize("weigh", ["update", "moments"])
+def test_moments_of_another_tree_are_refused_or_broadcast_as_with_adamw(weigh, other):
+    """Their state is a link's of its own, in the chain that optax's AdamW is too."""
+    optimizer, plain = _adamw(weigh, quantum_weight=0.0), optax.adamw(0.1)
+    ours, theirs = (
+        _outcome(tx, _params(), tx.init(OTHER_TREES[other])) for tx in (optimizer, plain)
+    )
+    if (weigh, other) == ("update", "a larger leaf"):  # what Adam makes of it is ours to see
+        assert ours[0] is ValueError and "does not match its parameter" in str(ours[1])
+    else:
+        _assert_same_outcome(ours, theirs)
+
+
+@pytest.mark.parametrize(("foreign", "what"), CHAINED_OTHERWISE.values(), ids=CHAINED_OTHERWISE)
+@each_form
+def test_a_state_of_another_chain_is_refused(weigh, foreign, what):
+    optimizer, params = _adamw(weigh), _params()
+    state = foreign(weigh, params)
+    if weigh == "gradient":
+        with pytest.raises(ValueError, match=_naming("state", what)):
+            jax.eval_shape(optimizer.update, params, state, params)
+    else:  # by the chain, or by its link of Adam
+        with pytest.raises((AttributeError, ValueError), match=r"mu|same in chain"):
+            jax.eval_shape(optimizer.update, params, state, params)
 
 
 ALONE = {

@@ -49,12 +49,13 @@ def train(folder: Path, seed: int, steps: int) -> Iterator[tuple[int, str]]:
         The number of steps taken so far and a SHA-256 of model and optimizer: as created or
         restored, and after each step.
     """
-    circuit = qsgd.Circuit(n_qubits=2, depth=1)
+    surrogate = qsgd.probe(qsgd.Circuit(n_qubits=2, depth=1), readout="probabilities")
     transformation = qsgd.superpositional_adamw(
         0.01,
         quantum_weight=optax.linear_schedule(0.5, 0.1, steps),
         weigh=FORMS[seed % len(FORMS)],
-        superposition=qsgd.Superposition(circuit, coverage="everywhere", shots=4),
+        surrogate=qsgd.sampled(surrogate, shots=4),
+        coverage="everywhere",
         key=seed,
         diagnostics=True,
     )

@@ -15,6 +15,7 @@ import qsgd_jax as qsgd
 
 Kind = Literal["noise", "shuffled", "signs", "rates"]
 Base = Literal["gradient", "update"]
+Coverage = Literal["leading", "everywhere"]
 Vector = Float[Array, " coordinates"]
 
 
@@ -34,7 +35,8 @@ def matched_control(
     inner: optax.GradientTransformation,
     kind: Kind,
     quantum_weight: float,
-    superposition: qsgd.Superposition,
+    surrogate: qsgd.Surrogate,
+    coverage: Coverage,
     *,
     base: Base,
     key: Key[Array, ""],
@@ -57,7 +59,8 @@ def matched_control(
         inner: Makes the step u from the gradient, before the learning rate's minus.
         kind: What c is.
         quantum_weight: λ.
-        superposition: Whose weights w are matched; without shots.
+        surrogate: Whose weights w are matched.
+        coverage: Which coordinates have one.
         base: What is weighed.
         key: Source of what is random.
 
@@ -82,7 +85,7 @@ def matched_control(
                 keys,
                 leaves,
                 jax.tree.leaves(updates),
-                jax.tree.leaves(superposition.weights(params)),
+                jax.tree.leaves(qsgd.superposition_weights(surrogate, params, coverage)),
                 strict=True,
             )
         ]
@@ -90,8 +93,8 @@ def matched_control(
 
     def _perturbed(key: Any, step: Array, gradient: Array, weights: Array) -> Array:
         size = step.size
-        if superposition.coverage == "leading":
-            size = min(size, superposition.circuit.n_qubits)
+        if coverage == "leading":
+            size = min(size, surrogate.n_inputs)
         u, g, w = (jnp.ravel(x)[:size] for x in (step, gradient, weights))
         b = g if base == "gradient" else u
         change = quantum_weight * _rescaled(_DIRECTIONS[kind](key, u, b, w), w * b)

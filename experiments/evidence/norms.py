@@ -16,12 +16,11 @@ from experiments.engine.workload import Workload
 
 def forms() -> dict[str, dict[str, Any]]:
     """Return the forms of superpositional AdamW whose norms are shown, as its options by label."""
-    everywhere = qsgd.Superposition(coverage="everywhere")
     return {
         "paper, Eq. 1, λ = 0.1": {"weigh": "gradient", "quantum_weight": 0.1},
         "paper, Eq. 1, λ = 0.5": {"weigh": "gradient"},
-        "everywhere, Eq. 1": {"weigh": "gradient", "superposition": everywhere},
-        "everywhere, on the update": {"weigh": "update", "superposition": everywhere},
+        "everywhere, Eq. 1": {"weigh": "gradient", "coverage": "everywhere"},
+        "everywhere, on the update": {"weigh": "update", "coverage": "everywhere"},
     }
 
 

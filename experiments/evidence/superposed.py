@@ -12,7 +12,7 @@ import optax
 
 import qsgd_jax as qsgd
 from experiments.engine.contender import BASELINE, Contender
-from experiments.evidence.controls import Base, Kind, matched_control
+from experiments.evidence.controls import Base, Coverage, Kind, matched_control
 from experiments.optimizers import classical
 
 QUANTUM_WEIGHT = 0.5  # the paper's "stronger interference"
@@ -38,7 +38,8 @@ def superpositional(
     weigh: Any,
     quantum_weight: Any = QUANTUM_WEIGHT,
     annealed: bool = False,
-    superposition: qsgd.Superposition | None = None,
+    surrogate: Any = None,
+    coverage: Coverage = "leading",
     **options: Any,
 ) -> Contender:
     """Return superpositional AdamW as a contender.
@@ -49,7 +50,8 @@ def superpositional(
         weigh: As in `superpositional_adamw`.
         quantum_weight: λ, or the range that it is tuned over.
         annealed: Whether λ follows the learning rate's schedule.
-        superposition: Circuit, coverage and shots.
+        surrogate: As in `superpositional_adamw`.
+        coverage: As in `superpositional_adamw`.
         options: Of the contender.
     """
     ranged = isinstance(quantum_weight, tuple)
@@ -65,7 +67,8 @@ def superpositional(
             weight_decay=hyper["weight_decay"],
             quantum_weight=decayed if annealed else strength,
             weigh=weigh,
-            superposition=superposition,
+            surrogate=surrogate,
+            coverage=coverage,
             key=_own_key(hyper),
         )
 
@@ -80,7 +83,8 @@ def matched(
     kind: Kind,
     *,
     base: Base,
-    superposition: qsgd.Superposition,
+    surrogate: qsgd.Surrogate,
+    coverage: Coverage,
 ) -> Contender:
     """Return AdamW with a matched control of a superposition as a contender.
 
@@ -89,7 +93,8 @@ def matched(
         label: What tables call it.
         kind: As in `matched_control`.
         base: As in `matched_control`.
-        superposition: What is matched.
+        surrogate: Whose weights are matched.
+        coverage: Which coordinates have one.
     """
 
     def build(hyper: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -98,7 +103,8 @@ def matched(
                 optax.scale_by_adam(),
                 kind,
                 QUANTUM_WEIGHT,
-                superposition,
+                surrogate,
+                coverage,
                 base=base,
                 key=_own_key(hyper),
             ),
@@ -117,8 +123,9 @@ def _own_key(hyper: Mapping[str, Any]) -> Any:
 @functools.cache
 def everything() -> dict[str, Contender]:
     """Return every contender of the evidence study that still exists by name, AdamW first."""
-    leading, everywhere = qsgd.Superposition(), qsgd.Superposition(coverage="everywhere")
-    entangled = dataclasses.replace(everywhere, circuit=qsgd.Circuit(depth=2))
+    circuit = qsgd.Circuit()
+    surrogate = qsgd.probe(circuit)
+    probabilities = qsgd.probe(circuit, readout="probabilities")
     adamw = classical()[BASELINE]
     found = [
         *classical().values(),
@@ -138,27 +145,36 @@ def everything() -> dict[str, Contender]:
             "everywhere-gradient",
             "everywhere, Eq. 1",
             weigh="gradient",
-            superposition=everywhere,
+            coverage="everywhere",
         ),
         superpositional(
-            "everywhere", "everywhere, on the update", weigh="update", superposition=everywhere
+            "everywhere", "everywhere, on the update", weigh="update", coverage="everywhere"
         ),
         superpositional(
             "entangled",
             "everywhere, on the update, depth 2",
             weigh="update",
-            superposition=entangled,
+            surrogate=qsgd.probe(qsgd.Circuit(depth=2)),
+            coverage="everywhere",
         ),
     ]
     for kind, label in KINDS.items():
         found += [
-            matched(kind, f"control: {label}", kind, base="gradient", superposition=leading),
+            matched(
+                kind,
+                f"control: {label}",
+                kind,
+                base="gradient",
+                surrogate=surrogate,
+                coverage="leading",
+            ),
             matched(
                 f"everywhere-{kind}",
                 f"everywhere, control: {label}",
                 kind,
                 base="update",
-                superposition=everywhere,
+                surrogate=surrogate,
+                coverage="everywhere",
             ),
         ]
     found += [
@@ -166,7 +182,8 @@ def everything() -> dict[str, Contender]:
             f"shots-{shots}",
             f"everywhere, on the update, {shots} shots",
             weigh="update",
-            superposition=dataclasses.replace(everywhere, shots=shots),
+            surrogate=qsgd.sampled(probabilities, shots),
+            coverage="everywhere",
         )
         for shots in SHOTS
     ]

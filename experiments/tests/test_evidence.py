@@ -14,7 +14,6 @@ import optax
 import pytest
 
 import experiments.evidence.__main__ as evidence
-import qsgd_jax as qsgd
 from experiments.engine.contender import Contender
 from experiments.engine.plan import Plan, best_trial, compare
 from experiments.engine.report import BEGIN, END
@@ -351,7 +350,7 @@ def test_relative_norms_are_those_of_equation_one_in_numpy():
         seeds=[5],
         weigh="gradient",
         quantum_weight=0.5,
-        superposition=qsgd.Superposition(coverage="everywhere"),
+        coverage="everywhere",
     )
     x = np.asarray(workload.init(jax.random.split(jax.random.key(5))[0])["x"], np.float64)
     gradient = 2 * (x - 3)

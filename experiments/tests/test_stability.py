@@ -79,7 +79,9 @@ def test_the_other_forms_know_no_scale_and_hold_only_from_one_on(weigh):
 def test_a_spurious_fixed_point_is_where_theory_has_it():
     """Just below 2, where w turns negative, λ |w| s (x − x*) = 1 holds what comes from above."""
     optimum, scale, weight = 0.5, 10.0, 1.0
-    optimizer = qsgd.superpositional_adamw(1e-2, weight_decay=0.0, quantum_weight=weight)
+    optimizer = qsgd.superpositional_adamw(
+        1e-2, weight_decay=0.0, quantum_weight=weight, weigh="gradient"
+    )
 
     @jax.jit
     def step(_, carry):

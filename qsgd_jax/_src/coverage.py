@@ -130,7 +130,9 @@ class Leading(Coverage):
             return x * (1 + strength * blocks.from_leading_block(head, theta.shape))
         # x is read at the block alone: XLA would read all of it, to multiply most by zero, which
         # is a tenth of AdamW's memory traffic.
-        return blocks.from_leading_block(head * blocks.corner_blocks(x, n), theta.shape)
+        corners = blocks.corner_blocks(x, n)
+        head = head.reshape((1,) * (corners.ndim - head.ndim) + head.shape)
+        return blocks.from_leading_block(head * corners, theta.shape)
 
     def blocks(self, theta: Leaf, n: int) -> list[Leaf]:
         return list(blocks.leading_block(theta, n))

@@ -50,7 +50,8 @@ def report(
         return parts * slices * coverage.n_weighed(shape[stacked:], n)
 
     counts = jax.tree.map(n_weighed, gradients, params, coverage.stacks(params), is_leaf=is_none)
-    flipped = sum((jnp.sum(jnp.sign(x) * jnp.sign(y) < 0) for x, y in pairs), jnp.zeros(()))
+    reversals = [jnp.sign(x) * jnp.sign(y) < 0 for x, y in pairs]
+    flipped = sum((jnp.sum(each, dtype=jnp.float32) for each in reversals), jnp.zeros(()))
     # Squares of what is large or small would leave float32.
     largest = functools.reduce(
         jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x, _ in pairs], jnp.zeros(())
@@ -59,7 +60,7 @@ def report(
     norm = optax.tree.norm([x / scale for x, _ in pairs])
     change = optax.tree.norm([y / scale - x / scale for x, y in pairs])
     relative = jnp.where(change == 0, 0.0, change / norm)
-    share = flipped / max(sum(jax.tree.leaves(counts)), 1)
+    share = flipped / float(max(sum(jax.tree.leaves(counts)), 1))
     return PerturbationDiagnostics(relative.astype(jnp.float32), share.astype(jnp.float32))
 
 

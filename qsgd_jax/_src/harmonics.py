@@ -124,7 +124,8 @@ def evaluate(table: Coefficients, degree: int, x: Float[Array, "*shape"]) -> Flo
       >>> print(harmonics.evaluate(two_and_cosine, 2, jnp.array([0.0, jnp.pi])))
       [3. 1.]
     """
-    table = table.astype(x.dtype)
+    lead = (1,) * (x.ndim - table.ndim + 2)
+    table = table.astype(x.dtype).reshape((*table.shape[:2], *lead, *table.shape[2:]))
     cosine, sine = _cosine_and_sine(x, halved=bool(degree % 2))
     step, turn = (cosine, sine), (cosine, sine)
     if degree % 2:

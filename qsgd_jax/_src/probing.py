@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float
 from qsgd_jax._src import devices, fourier, qnodes
 from qsgd_jax._src.checks import check_integer, shots_for
 from qsgd_jax._src.circuit import Circuit
-from qsgd_jax._src.surrogate import Provenance, Readout, Surrogate
+from qsgd_jax._src.provenance import Provenance
+from qsgd_jax._src.surrogate import Readout, Surrogate
 
 # 65,536 tapes are about 4 seconds on lightning.qubit and 1 GB of host memory; 2²²
 # coefficients are 32 MiB of constants in every compiled step.
@@ -113,8 +114,8 @@ def probe(
       ...     qml.CRZ(0.3, (0, 1))
       ...     return [qml.expval(qml.X(wire)) for wire in (0, 1)]
       >>> surrogate = qsgd.probe(mine, n_inputs=2, degree=1)
-      >>> [round(float(x), 5) for x in surrogate.evaluate([np.array(0.1), np.array(0.2)])]
-      [0.09872, 0.19866]
+      >>> print(*(f"{x:.3f}" for x in surrogate.evaluate([np.array(0.1), np.array(0.2)])))
+      0.099 0.199
 
     References:
       Schuld, Sweke, Meyer, arXiv:2008.08605; Schreiber, Eisert, Meyer, arXiv:2206.11740.

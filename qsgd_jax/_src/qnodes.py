@@ -95,7 +95,7 @@ def values(call: Call, settings: Settings, batched: bool) -> np.ndarray | jax.Ar
     try:
         if batched:
             return _checked(_columns(found[0]), settings)
-        rows = [_joined([_ravel(x) for x in jax.tree.leaves(answer)]) for answer in found]
+        rows = [_joined([_ravel(x) for x in _leaves(answer)]) for answer in found]
         traced = any(isinstance(row, Tracer) for row in rows)
         return _checked(jnp.stack(rows) if traced else np.stack(rows), settings)
     except (TypeError, ValueError) as error:
@@ -132,7 +132,18 @@ def _run(call: Call, settings: list[np.ndarray]) -> list[Any]:
 @alone
 def _traced(call: Call, settings: jax.Array, batched: bool) -> Any:
     with traced_by_jax():
-        return call(settings) if batched else jax.vmap(call)(settings)
+        if batched:
+            return _leaves(call(settings))
+        return jax.vmap(lambda setting: _leaves(call(setting)))(settings)
+
+
+def _leaves(answer: Any) -> list[Any]:
+    """The parts of an answer, in its own order: JAX would sort those of a dictionary."""
+    if isinstance(answer, dict):
+        answer = list(answer.values())
+    if isinstance(answer, (list, tuple)):
+        return [leaf for part in answer for leaf in _leaves(part)]
+    return [answer]
 
 
 def _ravel(answer: Any) -> Any:
@@ -146,7 +157,7 @@ def _joined(parts: list[Any], axis: int = 0) -> Any:
 
 def _columns(answer: Any) -> Any:
     """A batch's answer, one or several arrays of which each has a row for each setting."""
-    leaves = [x if isinstance(x, jax.Array) else np.asarray(x) for x in jax.tree.leaves(answer)]
+    leaves = [x if isinstance(x, jax.Array) else np.asarray(x) for x in _leaves(answer)]
     return _joined([x.reshape((*x.shape[:1], -1)) for x in leaves], axis=-1)
 
 

@@ -153,7 +153,8 @@ def mean_of_shots(n: int, shots: int):
             level = functools.reduce(lambda f, _: jax.vmap(f), shape[: numbers.ndim], draw)(numbers)
             level *= total
             outcome = sum((level >= step).astype(jnp.int32) for step in steps[:-1])
-            return [s + 1 - 2 * (outcome >> (n - 1 - j) & 1) for j, s in enumerate(sums)], None
+            signs = [1 - 2 * (outcome >> (n - 1 - j) & 1) for j in range(n)]
+            return [s + sign.astype(dtype) for s, sign in zip(sums, signs, strict=True)], None
 
         start = [jnp.zeros_like(total)] * n
         sums, _ = jax.lax.scan(shot, start, jax.random.split(key, shots))

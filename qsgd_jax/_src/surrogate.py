@@ -16,39 +16,13 @@ from jaxtyping import Array, Bool, Float
 
 from qsgd_jax._src import fourier
 from qsgd_jax._src.half_turns import half_turns
+from qsgd_jax._src.provenance import Provenance
 
 Readout = Literal["expectation", "probabilities"]
 """What the outputs are: expectation values, or the probability of each bitstring."""
 
 _FORMAT, _VERSION = "qsgd_jax.Surrogate", 1
 _ARRAYS = ("coefficients", "origin", "standard_errors")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Provenance:
-    """Where a surrogate comes from. It travels along and tells no two surrogates apart.
-
-    Attributes:
-      circuit: what was probed, in words.
-      checksum: of a `Circuit`'s shape and angles; `None` of anything else.
-      device: what answered.
-      shots: how often it measured each setting; `None` if it answered exactly.
-      probed_at: when, in UTC (ISO 8601).
-      versions: of qsgd_jax and PennyLane.
-    """
-
-    circuit: str = "?"
-    checksum: int | None = None
-    device: str = "?"
-    shots: int | None = None
-    probed_at: str | None = None
-    versions: tuple[tuple[str, str], ...] = ()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Provenance)
-
-    def __hash__(self) -> int:
-        return 0
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -101,7 +75,7 @@ class Surrogate:
     period: tuple[float, ...]
     readout: Readout = "expectation"
     support: tuple[int, ...] | None = None
-    provenance: Provenance = Provenance()
+    provenance: Provenance = dataclasses.field(default_factory=Provenance)
 
     def __post_init__(self):
         for name in _ARRAYS:

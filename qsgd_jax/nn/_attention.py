@@ -121,8 +121,9 @@ class QuantumAttention(nnx.Module):
             )
         self.n_qubits, self.depth, self.readout = n_qubits, depth, readout
         self.num_heads, self.device = num_heads, device
-        self.shots = int(shots) if shots else self._opened.shots.total_shots
-        self._check_device()
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(f"rngs={rngs!r} must be flax.nnx.Rngs(...).")
+        self.shots = self._checked_shots(shots)
         lead = () if num_heads is None else (num_heads,)
         shape = (*lead, depth, n_qubits, 2)
         init = angle_init or (_silent if readout == "amplitude" else _uniform)
@@ -135,21 +136,17 @@ class QuantumAttention(nnx.Module):
     def _opened(self):
         return devices.opened(self.device, self.n_qubits)
 
-    def _check_device(self):
-        device, shots = self._opened, self.shots
-        if device.shots.has_partitioned_shots:
-            raise ValueError(
-                f"device={device.name!r} has a vector of shots; allowed is one number, by shots=."
-            )
-        if self.readout == "amplitude" and (shots or devices.measures_only(device)):
+    def _checked_shots(self, shots: int | None) -> int | None:
+        """How often the device measures, once it is known that it can answer the readout."""
+        device, circuit = self._opened, Circuit(self.n_qubits, self.depth, self.depth)
+        if self.readout == "amplitude" and (shots or device.shots or devices.measures_only(device)):
             raise ValueError(
                 f"readout='amplitude': {device.name!r} measures, and no measurement tells an "
                 "amplitude; allowed is readout='probability'."
             )
-        if shots is None and devices.measures_only(device):
-            raise ValueError(f"shots=None: {device.name!r} can only measure; say how often.")
-        circuit = Circuit(self.n_qubits, self.depth, self.depth)
+        shots = devices.n_shots(circuit, device, None if shots is None else int(shots))
         devices.try_out(circuit, device, shots, _ANSWERS[self.readout])
+        return shots
 
     @property
     def degree(self) -> int:

@@ -5,7 +5,7 @@ import pytest
 
 import qsgd_jax as qsgd
 from qsgd_jax._src import fourier
-from qsgd_jax._src.probe import Probe, RejectedError
+from qsgd_jax._src.remote.answers import Probe, RejectedError
 
 CIRCUITS = [(1, 0, 1), (2, 1, 2), (3, 2, 1), (4, 0, 1), (4, 2, 1)]
 SHOTS = 1000
