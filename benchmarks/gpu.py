@@ -53,7 +53,10 @@ reaches no network. There, in the repository's root:
 --small runs a little of everything on any machine, to see that it starts (`make test-gpu`).
 """
 
-TESTS = [f"tests/test_{name}.py" for name in ("fourier", "transforms", "numbers", "attention")]
+TESTS = [
+    f"tests/test_{name}.py"
+    for name in ("half_turns", "fourier", "transforms", "numbers", "attention")
+]
 # As each test ends and, what did not pass, once more at the end.
 OUTCOME = re.compile(
     r"^(?:\[gw.*%\] )?(PASSED|FAILED|ERROR) (tests/.+?)(?: - .*| )?$", re.MULTILINE

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pennylane as qml
 import pytest
 
 import benchmarks
+import qsgd_jax as qsgd
 from benchmarks import (
     arms,
     attention_time,
@@ -218,12 +221,68 @@ def test_missing_data_names_the_file(tmp_path):
         ("wide:depth=-1", "depth=-1 must be 0 or more"),
         ("wide:weigh=grad", "weigh='grad' must be"),
         ("wide:device=nope.qubit", "device='nope.qubit' is not installed"),
+        ("wide:coverage=some", "coverage='some' must be"),
+        ("wide:shots=4,probe_shots=4", "shots=4 are drawn from exact probabilities"),
+        ("wide:execution=direct", "unknown key 'execution'"),
         ("wide:quantum_weight=nan", "quantum_weight=nan must be a finite"),
     ],
 )
 def test_bad_arms_are_refused_before_training(specification, message):
     with pytest.raises(argparse.ArgumentTypeError, match=message):
         arms.parse_arm(specification)
+
+
+def test_an_arm_is_what_its_specification_says():
+    wide = arms.parse_arm("wide:n_qubits=2,depth=1,seed=3,coverage=everywhere,quantum_weight=2")
+    params = np.linspace(-0.9, 0.9, 10).reshape(2, 5).astype(np.float32)
+    gradient = np.ones_like(params)
+    optimizer = wide.build({"seed": 0, "weight_decay": 0.0}, 1.0)
+    update: Any = optimizer.update(gradient, optimizer.init(params), params)[0]
+    qnode = qsgd.Circuit(2, 1, seed=3).qnode(qml.device("default.qubit", wires=2))
+    weights = np.array([qnode(column) for column in params.T]).T
+    np.testing.assert_allclose(update, -1 - 2 * weights, rtol=1e-4)  # Adam's first step is 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "device", "shots", "expected"),
+    [
+        (arms.Weights(), None, None, ("lightning.qubit", None)),
+        (arms.Weights(device="default.qubit"), None, None, ("default.qubit", None)),
+        (arms.Weights(device="default.qubit"), "default.mixed", None, ("default.mixed", None)),
+        (arms.Weights(probe_shots=9), None, None, ("lightning.qubit", 9)),
+        (arms.Weights(probe_shots=9), "default.mixed", 7, ("default.mixed", 7)),
+        (arms.Weights(target_standard_error=0.5), None, None, ("lightning.qubit", 4)),
+    ],
+)
+def test_the_command_line_replaces_the_device_and_the_shots_of_an_arm(
+    weights, device, shots, expected
+):
+    surrogate = weights.probed(device, shots)
+    assert (surrogate.provenance.device, surrogate.shots) == expected
+    assert weights.probed(device, shots) is surrogate  # for the next seed
+
+
+def test_an_arm_of_shots_draws_by_its_seed():
+    arm = arms.parse_arm("sampled:weigh=update,quantum_weight=1,shots=1")
+    params, gradient = np.zeros(4, np.float32), np.ones(4, np.float32)
+
+    def step(seed):
+        optimizer = arm.build({"seed": seed, "weight_decay": 0.0}, 1.0)
+        return np.asarray(optimizer.update(gradient, optimizer.init(params), params)[0])
+
+    steps = np.array([step(seed) for seed in range(8)])
+    assert set(np.round(steps, 4).ravel()) == {-2.0, 0.0}  # a weight of one shot is ±1
+    np.testing.assert_array_equal(step(3), steps[3])
+
+
+def test_the_default_arms_are_eq_1_of_the_paper():
+    params = np.full(5, 0.25, np.float32)
+    gradient = np.full(5, 3.0, np.float32)
+    for name, quantum_weight in (("lambda-0.1", 0.1), ("lambda-0.5", 0.5)):
+        optimizer = arms.ARMS[name].build({"seed": 0, "weight_decay": 0.0}, 1.0)
+        update: Any = optimizer.update(gradient, optimizer.init(params), params)[0]
+        expected = -1 - quantum_weight * np.sin(np.pi / 4) * 3
+        np.testing.assert_allclose(update, [*[expected] * 4, -1], rtol=1e-5)
 
 
 def test_help_reads_like_a_manual(capsys):
@@ -275,9 +334,9 @@ def test_the_device_matrix_compares_probe_and_direct_execution(tmp_path):
     rows = json.loads((tmp_path / "device_matrix.json").read_text())["devices"]
     assert [row["device"] for row in rows] == ["lightning.qubit"] * 2 + ["default.mixed"] * 2
     for row in rows:
-        assert row["jobs"] == 1 and row["circuits"] == 9 and row["seconds"] > 0
+        assert row["jobs"] == 1 and row["circuits"] == 9 + 8 and row["seconds"] > 0
         measured = row["measurements"] is not None
-        assert row["shots"] == (9 * 200 if measured else 0)
+        assert row["shots"] == ((9 + 8) * 200 if measured else 0)
         assert row["difference"] < (5.5 if measured else 1e-6)
         assert row["from_exact"] < (0.1 if measured else 1e-6)
 

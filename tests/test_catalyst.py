@@ -1,4 +1,4 @@
-"""The probe compiled by Catalyst; most of it is run by `make test-catalyst`."""
+"""Circuits that Catalyst compiles, and program capture; run by `make test-catalyst`."""
 
 import importlib.util
 import subprocess
@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pennylane as qml
 import pytest
 
 import qsgd_jax as qsgd
-from qsgd_jax._src import compiled, devices, fourier
 
 # Not `importorskip`: importing Catalyst switches double precision on.
 INSTALLED = importlib.util.find_spec("catalyst") is not None
@@ -25,138 +25,169 @@ NAME = "lightning.qubit"
 CIRCUITS = [(1, 0, 1), (2, 1, 2), (3, 2, 1), (4, 2, 1)]
 
 
-def _grid(circuit):
-    return np.asarray(circuit.origin) + fourier.probe_grid(circuit.n_qubits, circuit.uploads)
+@pytest.fixture
+def catalyst(float64):
+    """Catalyst, which compiles in double precision alone, and the precision of before behind."""
+    return importlib.import_module("catalyst")
+
+
+@pytest.fixture
+def capture(float64):
+    """Program capture, a switch of the whole process, which PennyLane allows with this jax."""
+    qml.capture.enable()
+    yield
+    qml.capture.disable()
+
+
+def _probed(circuit, function, readout="expectation", **options):
+    """What a user says of a `Circuit` that is compiled or batched: all that it says itself."""
+    n, degree = circuit.n_qubits, circuit.uploads
+    return qsgd.probe(function, n_inputs=n, degree=degree, period=2, readout=readout, **options)
+
+
+def _compiled(circuit, readout="expectation", shots=None) -> Any:
+    return qml.qjit(qml.set_shots(circuit.qnode(NAME, readout), shots=shots))
+
+
+def _evaluated(surrogate, theta):
+    return np.stack(surrogate.evaluate([jnp.asarray(column) for column in theta.T]), axis=-1)
+
+
+def _theta(n, points=9):
+    return np.random.default_rng(n).uniform(-3, 3, (points, n))
+
+
+@needs_catalyst
+@pytest.mark.usefixtures("catalyst")
+@pytest.mark.parametrize("readout", ["expectation", "probabilities"])
+@pytest.mark.parametrize("circuit", CIRCUITS, ids=str)
+def test_the_surrogate_of_a_compiled_circuit_is_that_of_the_circuit(simulate, circuit, readout):
+    circuit = qsgd.Circuit(*circuit)
+    surrogate = _probed(circuit, _compiled(circuit, readout), readout)
+    theta = _theta(circuit.n_qubits)
+    found = _evaluated(surrogate, theta)
+    expected = simulate(theta, circuit.angles, circuit.uploads)[readout == "probabilities"]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    ordinary = qsgd.probe(circuit, readout=readout)
+    np.testing.assert_allclose(found, _evaluated(ordinary, theta), atol=1e-12)
+    assert (surrogate.readout, surrogate.shots) == (readout, None)
+    assert surrogate.provenance.device == NAME and not surrogate.traced
+
+
+@needs_catalyst
+@pytest.mark.parametrize("circuit", CIRCUITS, ids=str)
+def test_a_batch_by_the_vmap_of_catalyst(catalyst, simulate, circuit):
+    circuit = qsgd.Circuit(*circuit)
+    compiled = qml.qjit(catalyst.vmap(circuit.qnode(NAME)))
+    surrogate, theta = _probed(circuit, compiled, batched=True), _theta(circuit.n_qubits)
+    expected = simulate(theta, circuit.angles, circuit.uploads)[0]
+    np.testing.assert_allclose(_evaluated(surrogate, theta), expected, atol=1e-12)
 
 
 @needs_catalyst
 @pytest.mark.parametrize("readout", ["expectation", "probabilities"])
-@pytest.mark.parametrize("circuit", CIRCUITS, ids=str)
-def test_compiled_answers(simulate, dtype, circuit, readout):
-    """Of float64 in either precision of jax."""
-    circuit = qsgd.Circuit(*circuit)
-    theta = _grid(circuit)
-    expected = simulate(theta, circuit.angles, circuit.uploads)[readout == "probabilities"]
-    answers = compiled.program(circuit, NAME, readout)(theta)
-    assert isinstance(answers, np.ndarray) and answers.dtype == np.float64
-    np.testing.assert_allclose(answers, expected, atol=1e-12)
-    opened = devices.open_device(NAME, circuit.n_qubits)
-    ordinary = devices.run(circuit, opened, theta, readout)
-    np.testing.assert_allclose(answers, ordinary, atol=1e-12)
-    assert jnp.ones(1).dtype == dtype
-
-
-@needs_catalyst
-@pytest.mark.parametrize("shots", [None, 4])
-def test_coefficients_are_those_of_the_ordinary_probe(monkeypatch, shots):
-    circuit = qsgd.Circuit(3, 2, 2)
-    expected = qsgd.Superposition(circuit, shots=shots).coefficients
-    superposition = qsgd.Superposition(circuit, shots=shots, compiler="catalyst")
-    monkeypatch.setattr(devices, "run", None)
-    assert superposition.coefficients.dtype == np.float64
-    np.testing.assert_allclose(superposition.coefficients, expected, atol=1e-12)
-
-
-@needs_catalyst
-def test_measured_answers(simulate):
-    """Five standard errors of the mean of all; and each call measures anew."""
+@pytest.mark.parametrize("batched", [False, True])
+def test_measured_answers(catalyst, simulate, readout, batched):
+    """Of an error that the surrogate tells, and others in each probe."""
     circuit, shots = qsgd.Circuit(2, 1), 1000
-    theta = np.tile(np.random.default_rng(0).uniform(-2, 2, (1, 2)), (50, 1))
-    expected = simulate(theta[:1], circuit.angles)[0]
-    run = compiled.program(circuit, NAME, shots=shots)
-    first, second = run(theta), run(theta)
-    assert (first != second).mean() > 0.5 and len(np.unique(first[:, 0])) > 10
-    error = np.sqrt((1 - expected**2) / shots)
-    deviation = np.abs(np.mean([first, second], axis=(0, 1)) - expected)
-    assert (deviation < 5 * error / np.sqrt(2 * len(theta))).all()
-    np.testing.assert_allclose(first.std(axis=0), error[0], rtol=0.5)
+    qnode = qml.set_shots(circuit.qnode(NAME, readout), shots=shots)
+    # Of a batch only its author knows how often each circuit is measured.
+    options = {"batched": True, "shots": shots} if batched else {}
+    compiled = qml.qjit(catalyst.vmap(qnode) if batched else qnode)
+    exact = _probed(circuit, circuit.qnode(NAME, readout), readout)
+    first, second = (_probed(circuit, compiled, readout, **options) for _ in range(2))
+    assert first.shots == second.shots == shots and first != second
+    for surrogate in (first, second):
+        errors, deviation = surrogate.standard_errors, surrogate.coefficients - exact.coefficients
+        assert errors is not None and np.all(np.abs(deviation) <= 5 * errors)
+        assert 0.2 < np.mean((deviation / errors) ** 2) < 3
+    theta = _theta(2)
+    expected = simulate(theta, circuit.angles)[readout == "probabilities"]
+    assert np.abs(_evaluated(first, theta) - expected).max() <= 5 / np.sqrt(shots)
 
 
 @needs_catalyst
-@pytest.mark.parametrize("how", [{"probe_shots": 500}, {"target_standard_error": 0.05}], ids=str)
-def test_measured_coefficients(how):
-    circuit = qsgd.Circuit(2, 1)
-    exact = qsgd.Superposition(circuit).coefficients
-    superposition = qsgd.Superposition(circuit, compiler="catalyst", **how)
-    assert superposition.measurements is not None
-    deviation = np.abs(superposition.coefficients - exact).max()
-    assert 1e-3 < deviation < 6 / np.sqrt(superposition.measurements)
+@pytest.mark.usefixtures("catalyst")
+def test_what_does_not_fit_is_refused():
+    circuit = qsgd.Circuit(2, 1, 2)
+    compiled = _compiled(circuit)
+    with pytest.raises(ValueError, match=r"superposition on 'lightning.qubit' is no trigonometric"):
+        qsgd.probe(compiled, n_inputs=2, degree=1, period=2)
+    with pytest.raises(ValueError, match="device='default.qubit': allowed is None, unless"):
+        _probed(circuit, compiled, device="default.qubit")
+    with pytest.raises(ValueError, match="n_inputs=None"):
+        qsgd.probe(compiled)
 
 
 @needs_catalyst
-def test_one_compilation_for_all_probes(monkeypatch):
-    catalyst, calls = compiled._catalyst(), []
-    compile_ = catalyst.QJIT.compile
+def test_one_compilation_for_all_settings(catalyst, monkeypatch):
+    calls, compile_ = [], catalyst.QJIT.compile
     monkeypatch.setattr(catalyst.QJIT, "compile", lambda *a: calls.append(a) or compile_(*a))
     circuit = qsgd.Circuit(2, 1)
-    superposition = qsgd.Superposition(circuit, compiler="catalyst")
-    for size in (3, 4):
-        superposition.weights(jnp.ones(size))
+    compiled = _compiled(circuit)
+    assert _probed(circuit, compiled) == _probed(circuit, compiled)
     assert len(calls) == 1
-    run = compiled.program(circuit, NAME)
-    np.testing.assert_array_equal(run(_grid(circuit)), run(_grid(circuit)))
-    assert len(calls) == 2
 
 
 @needs_catalyst
+@pytest.mark.usefixtures("catalyst")
 @pytest.mark.parametrize("weigh", ["gradient", "update", "moments"])
 def test_training_is_that_of_the_ordinary_probe(weigh):
-    """Probed where the loop is traced, in a scan under jit."""
-    target = jnp.linspace(-1, 1, 24).reshape(4, 6)
+    """In single precision too, where the surrogate was probed in double."""
+    circuit, target = qsgd.Circuit(3, 2), np.linspace(-1, 1, 24).reshape(4, 6)
+    surrogates = qsgd.probe(circuit), _probed(circuit, _compiled(circuit))
 
-    def train(**how):
-        superposition = qsgd.Superposition(qsgd.Circuit(3, 2), "everywhere", **how)
-        tx = qsgd.superpositional_adamw(
-            1e-2, quantum_weight=0.3, weigh=weigh, superposition=superposition
+    def train(surrogate, dtype):
+        optimizer = qsgd.superpositional_adamw(
+            1e-2, quantum_weight=0.3, weigh=weigh, surrogate=surrogate, coverage="everywhere"
         )
 
         def step(carry, _):
             params, state = carry
-            updates, state = tx.update(params - target, state, params)
+            updates, state = optimizer.update(params - jnp.asarray(target, dtype), state, params)
             return (optax.apply_updates(params, updates), state), None
 
         @jax.jit
         def run(params):
-            return jax.lax.scan(step, (params, tx.init(params)), length=5)[0][0]
+            return jax.lax.scan(step, (params, optimizer.init(params)), length=5)[0][0]
 
-        return run(jnp.full((4, 6), 0.2))
+        return run(jnp.full((4, 6), 0.2, dtype))
 
-    trained = train(compiler="catalyst")
-    assert trained.dtype == jnp.float32
-    np.testing.assert_allclose(trained, train(), atol=1e-6)
+    for dtype, tolerance in (("float64", 1e-12), ("float32", 1e-6)):
+        jax.config.update("jax_enable_x64", dtype == "float64")
+        expected, trained = (train(surrogate, dtype) for surrogate in surrogates)
+        assert trained.dtype == dtype
+        np.testing.assert_allclose(trained, expected, atol=tolerance)
 
 
 @needs_catalyst
-def test_jax_contexts_do_not_reach_the_compiler(simulate):
-    """An explicit mesh, an outer vmap, a temporary precision."""
-    circuit = qsgd.Circuit(2, 1)
-    expected = simulate(_grid(circuit), circuit.angles)[0]
-
-    def answers():
-        return compiled.program(circuit, NAME)(_grid(circuit))
-
+@pytest.mark.usefixtures("catalyst")
+def test_a_probe_where_jax_is_at_work(simulate):
+    """On an explicit mesh, and in functions that are batched or compiled."""
+    circuit, theta = qsgd.Circuit(2, 1), _theta(2)
+    expected = simulate(theta, circuit.angles)[0]
     explicit = (jax.sharding.AxisType.Explicit,)
     with jax.set_mesh(jax.make_mesh((2,), ("x",), axis_types=explicit)):
-        np.testing.assert_allclose(answers(), expected, atol=1e-12)
-    with compiled._enable_x64(True):
-        np.testing.assert_allclose(answers(), expected, atol=1e-12)
-        assert jnp.ones(1).dtype == jnp.float64
-    assert jnp.ones(1).dtype == jnp.float32
-    found: list[Any] = []
-    jax.vmap(lambda x: found.append(answers()) or x)(jnp.ones(3))
-    np.testing.assert_allclose(found[0], expected, atol=1e-12)
+        surrogate = _probed(circuit, _compiled(circuit))
+        np.testing.assert_allclose(_evaluated(surrogate, theta), expected, atol=1e-12)
+    for transform in (jax.vmap, jax.jit):
+        found: list[Any] = []
+        compiled = _compiled(circuit)
+        transform(lambda x, c=compiled, f=found: f.append(_probed(circuit, c)) or x)(jnp.ones(3))
+        assert not found[0].traced
+        np.testing.assert_allclose(_evaluated(found[0], theta), expected, atol=1e-12)
 
 
 @needs_catalyst
+@pytest.mark.usefixtures("catalyst")
 def test_threads_get_their_own_answers(simulate):
-    """From programs and from an ordinary device at once: PennyLane's queue is one for all."""
-    circuits = [qsgd.Circuit(2, 1, seed=seed) for seed in range(16)]
-    theta, opened = _grid(circuits[0]), devices.open_device(NAME, 2)
+    """From compiled circuits and from ordinary ones at once: PennyLane's queue is one for all."""
+    circuits, theta = [qsgd.Circuit(2, 1, seed=seed) for seed in range(16)], _theta(2)
 
     def answers(circuit):
-        program = compiled.program(circuit, NAME)
-        ordinary = [devices.run(circuit, opened, theta) for _ in range(10)]
-        return program(theta), *ordinary
+        ordinary = [qsgd.probe(circuit) for _ in range(10)]
+        surrogates = [_probed(circuit, _compiled(circuit)), *ordinary]
+        return [_evaluated(surrogate, theta) for surrogate in surrogates]
 
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(answers, circuits))
@@ -167,71 +198,77 @@ def test_threads_get_their_own_answers(simulate):
 
 
 @needs_catalyst
-@pytest.mark.parametrize("precision", ["False", "True"])
-def test_import_when_asked_for_only_and_without_a_trace(precision):
-    """In a process in which Catalyst is not imported yet."""
-    program = f"""
-import sys, jax, jax.numpy as jnp
-jax.config.update("jax_enable_x64", {precision})
+def test_the_package_does_not_import_catalyst():
+    """Which would switch double precision on."""
+    program = """
+import sys, jax, jax.numpy as jnp, pennylane as qml
 import qsgd_jax as qsgd
-from qsgd_jax._src.compiled import _enable_x64
-qsgd.superposition_weights(qsgd.Superposition(), jnp.ones(4))
+from qsgd_jax import nn
+circuit = qsgd.Circuit()
+qsgd.probe(circuit.qnode(), n_inputs=4, degree=1, period=2)
+optimizer, params = qsgd.superpositional_adamw(0.1, surrogate=qsgd.probe(circuit)), jnp.ones(4)
+updates, _ = optimizer.update(params, optimizer.init(params), params)
+qsgd.superposition_weights(qsgd.Direct(circuit), params)
 assert "catalyst" not in sys.modules
-with _enable_x64(not {precision}):
-    superposition = qsgd.Superposition(compiler="catalyst")
-assert "catalyst" in sys.modules and jax.config.jax_enable_x64 is {precision}
-weights = jax.jit(superposition.weights)(jnp.full(4, 0.5))
-assert jax.config.jax_enable_x64 is {precision}
-print(weights.dtype)
+print(updates.dtype, jax.config.jax_enable_x64)
 """
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False
     )
-    expected = "float64\n" if precision == "True" else "float32\n"
-    assert result.stdout == expected, result.stderr
+    assert result.stdout == "float32 False\n", result.stderr
 
 
-@pytest.mark.skipif(INSTALLED, reason="Catalyst is installed")
-def test_catalyst_is_not_installed():
-    with pytest.raises(ImportError) as caught:
-        qsgd.Superposition(compiler="catalyst")
-    for word in ("compiler='catalyst'", "pip install 'qsgd_jax[catalyst]'", "compiler=None"):
-        assert word in str(caught.value)
-    assert jnp.ones(1).dtype == jnp.float32
+# Program capture
 
 
-@pytest.mark.parametrize("compiler", ["xla", "", True, 3], ids=str)
-def test_unknown_compilers(compiler):
-    with pytest.raises(ValueError, match="None, 'catalyst'") as caught:
-        qsgd.Superposition(compiler=compiler)
-    assert f"compiler={compiler!r}" in str(caught.value)
+@needs_catalyst
+@pytest.mark.usefixtures("capture")
+@pytest.mark.parametrize("device", [NAME, "default.qubit", "default.mixed"])
+def test_probes_while_programs_are_captured(simulate, device):
+    """Tapes would stay empty; and capture is on again afterwards."""
+    circuit, theta = qsgd.Circuit(2, 1, 2), _theta(2)
+    expected = simulate(theta, circuit.angles, 2)[0]
+    for surrogate in (
+        qsgd.probe(circuit, device=device),
+        _probed(circuit, circuit.qnode(device)),
+        _probed(circuit, circuit.qnode(NAME), device=device),
+    ):
+        assert qml.capture.enabled()
+        np.testing.assert_allclose(_evaluated(surrogate, theta), expected, atol=1e-12)
+    measured = qsgd.probe(circuit, device=device, shots=100)
+    assert measured.shots == 100 and qml.capture.enabled()
 
 
-@pytest.mark.parametrize("device", ["default.qubit", "lightning.kokkos", "instance"])
-def test_devices_that_are_not_compiled(device):
-    """An instance neither: what it does to wires and answers would be lost."""
-    device = devices.open_device(NAME, 4) if device == "instance" else device
-    with pytest.raises(ValueError, match="compiler='catalyst'") as caught:
-        qsgd.Superposition(device=device, compiler="catalyst")
-    for word in (f"device={device!r}", "allowed is the name 'lightning.qubit'"):
-        assert word in str(caught.value)
+@needs_catalyst
+@pytest.mark.usefixtures("capture")
+@pytest.mark.parametrize("device", [NAME, "default.qubit"])
+def test_traced_probes_and_direct_execution_while_programs_are_captured(simulate, central, device):
+    circuit, theta = qsgd.Circuit(2, 1, 2), _theta(2, 4)
+    weights = simulate(theta, circuit.angles, 2)[0]
+    direct = qsgd.Direct(circuit, device)
+
+    def weigh(params):
+        return qsgd.superposition_weights(direct, params, qsgd.Leading(stacked_axes=1))
+
+    for function in (weigh, jax.jit(weigh)):
+        np.testing.assert_allclose(function(jnp.asarray(theta)), weights, atol=1e-12)
+        assert qml.capture.enabled()
+
+    def total(angles):
+        surrogate = qsgd.probe(qsgd.Circuit(2, 1, 2, angles=angles), device=device)
+        return sum(jnp.sum(x) for x in surrogate.evaluate(list(jnp.asarray(theta.T))))
+
+    slopes = jax.jit(jax.grad(total))(circuit.angles)
+    expected = central(lambda a: simulate(theta, a, 2)[0].sum(), circuit.angles)
+    np.testing.assert_allclose(slopes, expected, atol=1e-8)
+    assert qml.capture.enabled()
 
 
-@pytest.mark.parametrize("how", [{"execution": "direct"}, {"circuit": qsgd.Circuit(11)}], ids=str)
-def test_nothing_to_compile(how):
-    """In direct execution, also where a circuit is too wide for a probe."""
-    with pytest.raises(ValueError, match="compiler='catalyst'") as caught:
-        qsgd.Superposition(**how, compiler="catalyst")
-    for word in (f"execution={how.get('execution', 'auto')!r}", "'fourier'", "compiler=None"):
-        assert word in str(caught.value)
-
-
-def test_traced_angles_are_not_compiled():
-    def weights(angles):
-        circuit = qsgd.Circuit(2, 1, weights=angles)
-        return qsgd.Superposition(circuit, compiler="catalyst").weights(jnp.ones(2))
-
-    with pytest.raises(ValueError, match="compiler='catalyst'") as caught:
-        jax.jit(weights)(jnp.ones((1, 2, 2)))
-    for word in ("weights=", "traced", "concrete"):
-        assert word in str(caught.value)
+@needs_catalyst
+@pytest.mark.usefixtures("catalyst", "capture")
+def test_a_compiled_circuit_whose_program_is_captured(simulate):
+    circuit, theta = qsgd.Circuit(2, 1), _theta(2)
+    surrogate = _probed(circuit, _compiled(circuit))
+    expected = simulate(theta, circuit.angles)[0]
+    np.testing.assert_allclose(_evaluated(surrogate, theta), expected, atol=1e-12)
+    assert qml.capture.enabled()

@@ -120,10 +120,11 @@ for module in jax.core, jax._src.core:
     vars(module).pop("is_concrete", None)
 vars(jax.core).pop("__getattr__", None)  # of deprecated names
 import qsgd_jax
+qsgd_jax.Circuit  # which imports PennyLane
 """
 
 
-def test_versions_that_do_not_fit_are_refused_at_import():
+def test_versions_that_do_not_fit_are_refused_where_pennylane_is_imported():
     command = [sys.executable, "-c", REMOVES_A_NAME_FOR_GOOD]
     last = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()[-1]
     assert last.startswith(f"ImportError: PennyLane {qml.version()} does not work with jax")

@@ -21,7 +21,9 @@ def _half_turns(x, function):
 @pytest.mark.bits
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize(
-    ("ours", "libm"), [(half_turns.sinpi, math.sin), (half_turns.cospi, math.cos)], ids=["sin", "cos"]
+    ("ours", "libm"),
+    [(half_turns.sinpi, math.sin), (half_turns.cospi, math.cos)],
+    ids=["sin", "cos"],
 )
 def test_sinpi_and_cospi_on_a_dense_sweep(dtype, ours, libm, jitted):
     x = np.linspace(-1, 1, 200_001).astype(dtype)

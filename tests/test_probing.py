@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -144,10 +145,10 @@ def test_a_batch_a_partial_and_a_function_of_jax_give_the_same():
 
 def test_device_and_shots_replace_those_of_the_qnode():
     qnode = qml.QNode(_by_rotations, qml.device("default.qubit", wires=3), shots=10)
-    measured = qsgd.probe(qnode, n_inputs=3, degree=2)
+    measured: Any = qsgd.probe(qnode, n_inputs=3, degree=2)
     assert (measured.provenance.device, measured.shots) == ("default.qubit", 10)
     assert measured.standard_errors.max() <= 1
-    other = qsgd.probe(qnode, n_inputs=3, degree=2, device="lightning.qubit", shots=5000)
+    other: Any = qsgd.probe(qnode, n_inputs=3, degree=2, device="lightning.qubit", shots=5000)
     assert (other.provenance.device, other.shots) == ("lightning.qubit", 5000)
     assert other.standard_errors.max() < measured.standard_errors.max() / 10
     sigma = qsgd.probe(qnode, n_inputs=3, degree=2, target_standard_error=0.02)
@@ -160,7 +161,7 @@ def test_device_and_shots_replace_those_of_the_qnode():
 
 
 def test_transforms_of_the_qnode_are_kept_and_their_circuits_counted(capsys):
-    @qml.transforms.split_non_commuting
+    @qml.transforms.split_non_commuting  # pyright: ignore[reportArgumentType]
     @qml.qnode(qml.device("lightning.qubit", wires=1))
     def qnode(x):
         qml.RY(x[0], 0)
@@ -178,7 +179,7 @@ def test_transforms_of_the_qnode_are_kept_and_their_circuits_counted(capsys):
 
 def test_standard_errors_are_those_of_repeated_probes():
     qnode = qml.QNode(_weighted, qml.device("default.qubit", wires=2, seed=5))
-    probes = [
+    probes: list[Any] = [
         qsgd.probe(functools.partial(qnode, 0.3), n_inputs=2, degree=1, shots=400)
         for _ in range(100)
     ]

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import qsgd_jax as qsgd
-from experiments.evidence.controls import matched_control
+from experiments.evidence.controls import Coverage, matched_control
 from experiments.evidence.superposed import KINDS, PAIRS, RETIRED, everything
 
 LAMBDA = 0.5
@@ -25,7 +25,7 @@ def tree(seed) -> dict[str, Any]:
     }
 
 
-def perturbation(kind, base, coverage="everywhere", *, step=0, key=0) -> dict[str, Any]:
+def perturbation(kind, base, coverage: Coverage = "everywhere", *, step=0, key=0) -> dict[str, Any]:
     """What a control adds to the step of SGD with another scale than the gradient's."""
     params, gradients = tree(0), tree(1)
     inner = optax.scale(-3.0)

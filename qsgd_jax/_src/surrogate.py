@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,20 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from qsgd_jax._src import fourier
+from qsgd_jax._src import fourier, saving
 from qsgd_jax._src.half_turns import half_turns
 from qsgd_jax._src.provenance import Provenance
 
 Readout = Literal["expectation", "probabilities"]
 """What the outputs are: expectation values, or the probability of each bitstring."""
 
-_FORMAT, _VERSION = "qsgd_jax.Surrogate", 1
 _ARRAYS = ("coefficients", "origin", "standard_errors")
 
 
-@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Surrogate:
     r"""A circuit's answers as the trigonometric polynomial of its inputs that they are.
@@ -130,7 +128,7 @@ class Surrogate:
         """Whether JAX is tracing its numbers, so that their values are not known yet."""
         return isinstance(self.coefficients, Tracer) or isinstance(self.origin, Tracer)
 
-    def evaluate(self, inputs: Sequence[Float[Array, "*shape"]]) -> list[Float[Array, "*shape"]]:
+    def evaluate(self, inputs: Sequence[ArrayLike]) -> list[Float[Array, "*shape"]]:
         r"""The outputs at many points: elementwise, sharded as the inputs are.
 
         .. math:: f_o(\theta_1, \dots, \theta_n)
@@ -196,7 +194,9 @@ class Surrogate:
         off_grid = fourier.interpolation(theta[:1000], self.degree) @ on_grid
         return max(np.abs(on_grid).max(), np.abs(off_grid).max())
 
-    def with_coefficients(self, coefficients: Float[Array, "outputs *sizes"]) -> "Surrogate":
+    def with_coefficients(
+        self, coefficients: Float[Array, "outputs *sizes"] | np.ndarray
+    ) -> "Surrogate":
         """The same polynomial with other coefficients, of which all may be other than zero."""
         return dataclasses.replace(
             self, coefficients=coefficients, standard_errors=None, support=None
@@ -222,19 +222,7 @@ class Surrogate:
         if self.traced:
             raise ValueError("A surrogate that JAX is tracing has no values to save.")
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        shown = slice(None) if self.support is None else list(self.support)
-        errors = fields["standard_errors"]
-        content = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "outputs": self.n_outputs,
-            **fields,
-            "coefficients": fields["coefficients"].ravel()[shown].tolist(),
-            "origin": fields["origin"].tolist(),
-            "standard_errors": errors if errors is None else errors.ravel().tolist(),
-            "provenance": dataclasses.asdict(self.provenance),
-        }
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+        Path(path).write_text(saving.to_json(fields))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Surrogate":
@@ -249,47 +237,16 @@ class Surrogate:
         Raises:
           ValueError: if the file holds something else, or another version.
         """
+        fields = saving.from_json(Path(path).read_text(), str(path))
         try:
-            content = json.loads(Path(path).read_text())
-            found = content.pop("format"), content.pop("version")
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ValueError(f"{path} holds no surrogate; allowed is what save wrote.") from None
-        if found != (_FORMAT, _VERSION):
-            raise ValueError(f"{path} holds {found}; allowed is {(_FORMAT, _VERSION)}.")
-        try:
-            return cls._from_json(content)
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+            return cls(**fields)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path} holds a surrogate that cannot be read: {error}.") from error
 
-    @classmethod
-    def _from_json(cls, content: dict[str, Any]) -> "Surrogate":
-        degree, support = tuple(content["degree"]), content["support"]
-        coefficients = np.zeros((content.pop("outputs"), *(2 * r + 1 for r in degree)))
-        shown = slice(None) if support is None else support
-        coefficients.ravel()[shown] = content["coefficients"]
-        errors, provenance = content["standard_errors"], content["provenance"]
-        versions = tuple(map(tuple, provenance["versions"]))
-        return cls(
-            **content
-            | {
-                "coefficients": coefficients,
-                "origin": np.array(content["origin"], np.float64),
-                "standard_errors": errors and np.reshape(errors, coefficients.shape),
-                "degree": degree,
-                "period": tuple(content["period"]),
-                "support": None,  # as the coefficients are
-                "provenance": Provenance(**provenance | {"versions": versions}),
-            }
-        )
-
     def tree_flatten_with_keys(self):
-        """Its arrays, and what is static."""
+        """Its arrays by name, and what is static."""
         children = tuple((jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in _ARRAYS)
         return children, self._static
-
-    def tree_flatten(self):
-        """Its arrays, and what is static."""
-        return tuple(getattr(self, name) for name in _ARRAYS), self._static
 
     @classmethod
     def tree_unflatten(cls, static: tuple[Any, ...], arrays: Sequence[Any]) -> "Surrogate":
@@ -351,6 +308,11 @@ class Surrogate:
         if self.traced:
             parts.append("traced")
         return f"Surrogate({', '.join(parts)})"
+
+
+jax.tree_util.register_pytree_with_keys(
+    Surrogate, Surrogate.tree_flatten_with_keys, Surrogate.tree_unflatten
+)
 
 
 def _as_value(array: Any) -> Any:

@@ -38,13 +38,14 @@ def split(tiny):
     return nnx.split(load_model(open_checkpoint(tiny)))
 
 
-def optimizer(quantum_weight=0.5, coverage="everywhere"):
+def optimizer(quantum_weight=0.5, coverage="everywhere", weigh="gradient"):
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         qsgd.superpositional_adamw(
             1e-2,
             quantum_weight=quantum_weight,
-            superposition=qsgd.Superposition(coverage=coverage),
+            weigh=weigh,
+            coverage=coverage,
         ),
     )
 
@@ -222,10 +223,11 @@ def planned(chain, layout=None, rows=1):
 
 
 @pytest.mark.slow
-def test_superposition_needs_no_more_memory_than_adamw():
+@pytest.mark.parametrize("weigh", ["gradient", "update"])
+def test_superposition_needs_no_more_memory_than_adamw(weigh):
     adamw = planned(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2)))
     assert adamw.state == pytest.approx(3 * adamw.parameters, rel=0.1)  # and two moments
-    assert planned(optimizer(coverage="leading")).peak <= 1.05 * adamw.peak
+    assert planned(optimizer(coverage="leading", weigh=weigh)).peak <= 1.05 * adamw.peak
 
 
 @pytest.mark.slow

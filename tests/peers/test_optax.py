@@ -6,6 +6,7 @@
 import functools
 import importlib.util
 import unittest
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,6 +19,11 @@ import qsgd_jax as qsgd
 LAMBDA = 0.5
 ENTANGLED = qsgd.Circuit(depth=1)
 
+
+def _sampled(circuit):
+    return qsgd.sampled(qsgd.probe(circuit, readout="probabilities"), shots=16)
+
+
 CLIMBS = Miss("Eq. 1 adds a raw gradient and climbs where it is large.")
 # A start moved by 1e-6 decides where the last step lands, also with g (1 + λ sin πθ) written out
 # by hand; `optax.adamw` itself comes within a third of the tolerance.
@@ -28,14 +34,17 @@ RESTLESS = {
 }
 
 
-def _update_form(superposition=None, **misses):
+def _update_form(surrogate: Any = None, coverage: Any = "leading", misses: Mapping[str, Miss] = {}):
     optimizer = functools.partial(
         qsgd.superpositional_adamw,
         quantum_weight=LAMBDA,
         weigh="update",
-        superposition=superposition,
+        surrogate=surrogate,
+        coverage=coverage,
     )
-    return Variant(optimizer, lambda: qsgd.scale_by_superposition(LAMBDA, superposition), misses)
+    return Variant(
+        optimizer, lambda: qsgd.scale_by_superposition(LAMBDA, surrogate, coverage), misses
+    )
 
 
 def _weighed_gradients_into_adamw(
@@ -48,18 +57,16 @@ def _weighed_gradients_into_adamw(
 
 VARIANTS = {
     "update": _update_form(),
-    "update_everywhere": _update_form(qsgd.Superposition(ENTANGLED, coverage="everywhere")),
-    "update_shots": _update_form(qsgd.Superposition(shots=16), **RESTLESS),
-    "update_everywhere_shots": _update_form(
-        qsgd.Superposition(ENTANGLED, coverage="everywhere", shots=16), **RESTLESS
-    ),
+    "update_everywhere": _update_form(qsgd.probe(ENTANGLED), "everywhere"),
+    "update_shots": _update_form(_sampled(qsgd.Circuit()), misses=RESTLESS),
+    "update_everywhere_shots": _update_form(_sampled(ENTANGLED), "everywhere", RESTLESS),
     "before_adamw": Variant(
         _weighed_gradients_into_adamw,
         lambda: optax.chain(qsgd.scale_by_superposition(LAMBDA), optax.scale_by_adam()),
         RESTLESS,
     ),
     "gradient": Variant(
-        functools.partial(qsgd.superpositional_adamw, quantum_weight=LAMBDA),
+        functools.partial(qsgd.superpositional_adamw, quantum_weight=LAMBDA, weigh="gradient"),
         lambda: qsgd.superpose(optax.scale_by_adam(), LAMBDA),
         dict.fromkeys(
             [

@@ -14,18 +14,23 @@ import qsgd_jax as qsgd
 
 pytestmark = pytest.mark.peers  # their environment is that of `make test-peers`
 
-SUPERPOSITIONS = {
-    "exact": qsgd.Superposition(qsgd.Circuit(n_qubits=2, depth=1), coverage="everywhere"),
-    "sampled": qsgd.Superposition(qsgd.Circuit(n_qubits=2), shots=3),
+WEIGHTS = {
+    "exact": (qsgd.probe(qsgd.Circuit(n_qubits=2, depth=1)), "everywhere"),
+    "sampled": (
+        qsgd.sampled(qsgd.probe(qsgd.Circuit(n_qubits=2), readout="probabilities"), shots=3),
+        "leading",
+    ),
 }
 
 
-def _adamw(superposition):
+def _adamw(weights):
+    surrogate, coverage = WEIGHTS[weights]
     return qsgd.superpositional_adamw(
         0.02,
         quantum_weight=optax.linear_schedule(0.5, 0.1, 20),
         weigh="update",
-        superposition=SUPERPOSITIONS[superposition],
+        surrogate=surrogate,
+        coverage=coverage,
         diagnostics=True,
     )
 
@@ -42,14 +47,14 @@ def _train_plain(transformation, loss, params, steps):
     return params
 
 
-@pytest.mark.parametrize("superposition", SUPERPOSITIONS)
-def test_optimistix_minimises_as_plain_optax(superposition):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_optimistix_minimises_as_plain_optax(weights):
     import optimistix
 
     def rosenbrock(x, args=None):
         return jnp.sum(100 * (x["x"][1:] - x["x"][:-1] ** 2) ** 2 + (1 - x["x"][:-1]) ** 2)
 
-    start, transformation = {"x": jnp.array([-1.2, 1.0, -1.2, 1.0])}, _adamw(superposition)
+    start, transformation = {"x": jnp.array([-1.2, 1.0, -1.2, 1.0])}, _adamw(weights)
     minimiser = optimistix.OptaxMinimiser(transformation, rtol=0.0, atol=0.0)
     solution = optimistix.minimise(rosenbrock, minimiser, start, max_steps=200, throw=False)
     expected = _train_plain(transformation, rosenbrock, start, 200)
