@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_refused():
     compiled = _compiled(circuit)
     with pytest.raises(ValueError, match=r"superposition on 'lightning.qubit' is no trigonometric"):
         qsgd.probe(compiled, n_inputs=2, degree=1, period=2)
-    with pytest.raises(ValueError, match="device='default.qubit': allowed is None, unless"):
+    with pytest.raises(ValueError, match=r"device='default.qubit': allowed is None, unless"):
         _probed(circuit, compiled, device="default.qubit")
     with pytest.raises(ValueError, match="n_inputs=None"):
         qsgd.probe(compiled)

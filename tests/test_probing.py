@@ -161,7 +161,7 @@ def test_device_and_shots_replace_those_of_the_qnode():
 
 
 def test_transforms_of_the_qnode_are_kept_and_their_circuits_counted(capsys):
-    @qml.transforms.split_non_commuting  # pyright: ignore[reportArgumentType]
+    @qml.transforms.split_non_commuting  # pyright: ignore[reportAttributeAccessIssue]
     @qml.qnode(qml.device("lightning.qubit", wires=1))
     def qnode(x):
         qml.RY(x[0], 0)

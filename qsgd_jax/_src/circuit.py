@@ -78,7 +78,7 @@ class Circuit:
     angles: Any = None
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("n_qubits", "depth", "uploads", "seed"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
@@ -99,7 +99,7 @@ class Circuit:
             object.__setattr__(self, "angles", drawn)
         self._check_angles()
 
-    def _check_angles(self):
+    def _check_angles(self) -> None:
         expected = (self.depth, self.n_qubits, 2)
         allowed = f"finite real angles of shape (depth, n_qubits, 2) = {expected}"
         try:
@@ -137,11 +137,13 @@ class Circuit:
         """Number of values the circuit answers for a `readout`."""
         return self.n_qubits if readout == "expectation" else 2**self.n_qubits
 
-    def encoding(self, theta):
+    def encoding(self, theta: Any) -> Any:
         """The encoding's angles `−πθ` in radians, `(..., n_qubits) -> (..., uploads, n_qubits)`."""
         return -np.pi * theta[..., None, :].repeat(self.uploads, axis=-2)
 
-    def run(self, encoding, angles, readout: Readout = "expectation", wires=None):
+    def run(
+        self, encoding: Any, angles: Any, readout: Readout = "expectation", wires: Any = None
+    ) -> Any:
         """Queue the gates and return the measurements; a PennyLane quantum function.
 
         Args:

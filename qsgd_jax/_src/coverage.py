@@ -9,9 +9,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32, PyTree
+from jaxtyping import Array, Float, Int32
 
 from qsgd_jax._src import blocks
+from qsgd_jax._src.typing import PyTree
 from qsgd_jax._src.xla import apart, in_one_loop
 
 Leaf = Float[Array, "..."]
@@ -25,7 +26,7 @@ class Coverage(abc.ABC):
 
     stacked_axes: Any = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for value in jax.tree.leaves(self.stacked_axes):
             number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
             if not callable(value) and not (number and value >= 0):

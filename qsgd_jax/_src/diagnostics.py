@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from qsgd_jax._src.coverage import Coverage
 from qsgd_jax._src.trees import is_none, is_number
+from qsgd_jax._src.typing import PyTree
 
 
 class PerturbationDiagnostics(NamedTuple):

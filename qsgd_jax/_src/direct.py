@@ -52,7 +52,7 @@ class Direct:
     shots: int | None = None
     readout: Readout = "expectation"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         circuits, devices = _pennylane("circuit"), _pennylane("devices")
         if not isinstance(self.circuit, circuits.Circuit):
             raise TypeError(f"circuit={self.circuit!r} must be a qsgd_jax.Circuit.")

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32, PyTree, UInt32
+from jaxtyping import Array, Float, Int32, UInt32
 
 from qsgd_jax._src.surrogate import Surrogate
+from qsgd_jax._src.typing import PyTree
 
 
 class RefreshableCoefficients(NamedTuple):

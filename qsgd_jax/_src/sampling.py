@@ -154,7 +154,7 @@ def mean_of_shots(n: int, shots: int):
             level *= total
             outcome = sum((level >= step).astype(jnp.int32) for step in steps[:-1])
             signs = [1 - 2 * (outcome >> (n - 1 - j) & 1) for j in range(n)]
-            return [s + sign.astype(dtype) for s, sign in zip(sums, signs, strict=True)], None
+            return [s + jnp.asarray(sign, dtype) for s, sign in zip(sums, signs, strict=True)], None
 
         start = [jnp.zeros_like(total)] * n
         sums, _ = jax.lax.scan(shot, start, jax.random.split(key, shots))

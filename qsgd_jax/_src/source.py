@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int32, PyTree
+from jaxtyping import Array, Float, Int32
 
 from qsgd_jax._src.coverage import Coverage, coverage_of
 from qsgd_jax._src.diagnostics import no_perturbation, report
@@ -16,6 +16,7 @@ from qsgd_jax._src.direct import Direct
 from qsgd_jax._src.refreshable import Refreshable, RefreshableCoefficients
 from qsgd_jax._src.sampling import Sampled, key_data, step_key
 from qsgd_jax._src.surrogate import Surrogate
+from qsgd_jax._src.typing import PyTree
 from qsgd_jax._src.weighing import Weigher, weigh
 
 AnySurrogate = Surrogate | Sampled | Refreshable | Direct
@@ -24,11 +25,11 @@ AnyCoverage = Coverage | Literal["leading", "everywhere"]
 
 def superposition_weights(
     surrogate: AnySurrogate,
-    params: PyTree[Array],
+    params: PyTree,
     coverage: AnyCoverage = "leading",
     *,
     key: Array | int = 0,
-) -> PyTree[Array]:
+) -> PyTree:
     r"""What the circuit says about parameters: the weight of every coordinate.
 
     .. math:: w_j(\theta) = \langle Z_j \rangle_{\theta_1 \dots \theta_n}

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +75,7 @@ class Surrogate:
     support: tuple[int, ...] | None = None
     provenance: Provenance = dataclasses.field(default_factory=Provenance)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in _ARRAYS:
             object.__setattr__(self, name, _as_value(getattr(self, name)))
         sizes = tuple(2 * degree + 1 for degree in self.degree)
@@ -243,13 +243,13 @@ class Surrogate:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} holds a surrogate that cannot be read: {error}.") from error
 
-    def tree_flatten_with_keys(self):
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         """Its arrays by name, and what is static."""
         children = tuple((jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in _ARRAYS)
         return children, self._static
 
     @classmethod
-    def tree_unflatten(cls, static: tuple[Any, ...], arrays: Sequence[Any]) -> "Surrogate":
+    def tree_unflatten(cls, static: tuple[Any, ...], arrays: Iterable[Any]) -> "Surrogate":
         """Whatever JAX puts in the places of the arrays; values become NumPy again."""
         new = object.__new__(cls)
         names = ("degree", "period", "readout", "support", "provenance")
@@ -286,7 +286,7 @@ class Surrogate:
             return self is other
         return not self.traced and not other.traced and self._content == other._content
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Surrogate.tree_unflatten, (self._static, [getattr(self, name) for name in _ARRAYS])
 
     def __repr__(self) -> str:

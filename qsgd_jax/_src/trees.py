@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import PyTree
 from optax._src.base import NO_PARAMS_MSG  # optax exports its message nowhere else
+
+from qsgd_jax._src.typing import PyTree
 
 
 def is_none(x: Any) -> bool:

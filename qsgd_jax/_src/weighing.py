@@ -6,13 +6,14 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from qsgd_jax._src.coverage import Coverage, Leading
 from qsgd_jax._src.direct import Direct
 from qsgd_jax._src.sampling import Sampled, leaf_key, slice_keys
 from qsgd_jax._src.surrogate import Surrogate
 from qsgd_jax._src.trees import check_gradients, is_none, is_number, wider
+from qsgd_jax._src.typing import PyTree
 
 Weigher = Surrogate | Sampled | Direct
 """What answers the weights of blocks."""

@@ -116,29 +116,27 @@ class QuantumAttention(nnx.Module):
         if not jnp.issubdtype(param_dtype, jnp.floating):
             raise TypeError(f"param_dtype={param_dtype!r} must be a floating type.")
         if not isinstance(device, (str, Device)):
-            raise TypeError(
-                f"device={device!r} must be the name of a PennyLane device or a device."
-            )
-        self.n_qubits, self.depth, self.readout = n_qubits, depth, readout
-        self.num_heads, self.device = num_heads, device
+            raise TypeError(f"device={device!r} must be a PennyLane device or the name of one.")
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"rngs={rngs!r} must be flax.nnx.Rngs(...).")
-        self.shots = self._checked_shots(shots)
+        self.n_qubits: int = n_qubits
+        self.depth: int = depth
+        self.readout: AttentionReadout = readout
+        self.num_heads: int | None = num_heads
+        self.device: Any = device
+        self.shots: int | None = self._checked_shots(shots)
         lead = () if num_heads is None else (num_heads,)
         shape = (*lead, depth, n_qubits, 2)
         init = angle_init or (_silent if readout == "amplitude" else _uniform)
-        self.angles = nnx.Param(init(rngs.params(), shape, param_dtype))
+        self.angles: nnx.Param[Any] = nnx.Param(init(rngs.params(), shape, param_dtype))
         if self.angles.shape != shape:
             raise ValueError(f"angle_init gave angles of shape {self.angles.shape}, not {shape}.")
-        self.rngs = nnx.data(None) if self.shots is None else rngs.shots.fork()
-
-    @property
-    def _opened(self):
-        return devices.opened(self.device, self.n_qubits)
+        self.rngs: Any = nnx.data(None) if self.shots is None else rngs.shots.fork()
 
     def _checked_shots(self, shots: int | None) -> int | None:
         """How often the device measures, once it is known that it can answer the readout."""
-        device, circuit = self._opened, Circuit(self.n_qubits, self.depth, self.depth)
+        device = devices.opened(self.device, self.n_qubits)
+        circuit = Circuit(self.n_qubits, self.depth, self.depth)
         if self.readout == "amplitude" and (shots or device.shots or devices.measures_only(device)):
             raise ValueError(
                 f"readout='amplitude': {device.name!r} measures, and no measurement tells an "
@@ -167,7 +165,9 @@ class QuantumAttention(nnx.Module):
         """
         key = None if self.rngs is None else jax.random.key_data(self.rngs())
         angles = self.angles[...].astype(dtype)
-        return _coefficients(angles, key, self._opened, self.readout, self.shots)
+        return _coefficients(
+            angles, key, devices.opened(self.device, self.n_qubits), self.readout, self.shots
+        )
 
     @property
     def frequencies(self) -> np.ndarray:

@@ -92,18 +92,19 @@ class QuantumTransformer(nnx.Module):
         keep_rngs: bool = True,
         rngs: nnx.Rngs,
     ):
-        self.length, self.pad = length, pad
-        self.embedding = nnx.Embed(vocabulary_size, features, rngs=rngs)
-        self.positions = nnx.Embed(length, features, rngs=rngs)
-        self.layers = nnx.List(
+        self.length: int = length
+        self.pad: int = pad
+        self.embedding: nnx.Embed = nnx.Embed(vocabulary_size, features, rngs=rngs)
+        self.positions: nnx.Embed = nnx.Embed(length, features, rngs=rngs)
+        self.layers: nnx.List[Any] = nnx.List(
             [
                 _EncoderLayer(features, num_heads, hidden, dropout_rate, keep_rngs, rngs)
                 for _ in range(layers)
             ]
         )
-        self.norm = nnx.LayerNorm(features, rngs=rngs)
-        self.head = nnx.Linear(features, n_classes, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout_rate, rngs=rngs if keep_rngs else None)
+        self.norm: nnx.LayerNorm = nnx.LayerNorm(features, rngs=rngs)
+        self.head: nnx.Linear = nnx.Linear(features, n_classes, rngs=rngs)
+        self.dropout: nnx.Dropout = nnx.Dropout(dropout_rate, rngs=rngs if keep_rngs else None)
         if not quantum:
             return
         for layer in self.layers:  # last, so that the angles take nothing from the other draws

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
-from jaxtyping import PyTree
 
 from qsgd_jax._src import refreshable
 from qsgd_jax._src.checks import check_integer, check_seconds, shots_for
@@ -21,6 +20,7 @@ from qsgd_jax._src.remote.answers import Probe
 from qsgd_jax._src.remote.asker import BREAKER_OPENED, Asker, News
 from qsgd_jax._src.remote.process import device_name
 from qsgd_jax._src.remote.schedule import Policy, ProbeAccounting
+from qsgd_jax._src.typing import PyTree
 
 # With fewer, the answers of a device whose wires are swapped look like noise.
 _FEWEST_SHOTS = 100
@@ -129,7 +129,7 @@ class RemoteProber:
             )
         self._circuit, self._on_failure = circuit, on_failure
         policy = Policy(refresh_every, shots_a_job, timeout, retries, backoff, cool_down)
-        self.accounting = ProbeAccounting(0, max_jobs, 0, max_shots)
+        self.accounting: ProbeAccounting = ProbeAccounting(0, max_jobs, 0, max_shots)
         self._asker = Asker(
             repr(self), self._device, circuit, probe, shots, policy, self.accounting
         )
@@ -300,16 +300,16 @@ class RemoteProber:
         self._asker.end()
         self._is_closed = True
 
-    def __enter__(self):
+    def __enter__(self) -> "RemoteProber":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"RemoteProber({self._device!r})"
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         raise TypeError(f"{self} cannot be pickled: it holds an open device.")
 
 
