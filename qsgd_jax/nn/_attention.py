@@ -125,8 +125,7 @@ class QuantumAttention(nnx.Module):
         self.num_heads: int | None = num_heads
         self.device: Any = device
         self.shots: int | None = self._checked_shots(shots)
-        lead = () if num_heads is None else (num_heads,)
-        shape = (*lead, depth, n_qubits, 2)
+        shape = (*(() if num_heads is None else (num_heads,)), depth, n_qubits, 2)
         init = angle_init or (_silent if readout == "amplitude" else _uniform)
         self.angles: nnx.Param[Any] = nnx.Param(init(rngs.params(), shape, param_dtype))
         if self.angles.shape != shape:
@@ -164,10 +163,8 @@ class QuantumAttention(nnx.Module):
           if there is a circuit for each head.
         """
         key = None if self.rngs is None else jax.random.key_data(self.rngs())
-        angles = self.angles[...].astype(dtype)
-        return _coefficients(
-            angles, key, devices.opened(self.device, self.n_qubits), self.readout, self.shots
-        )
+        angles, device = self.angles[...].astype(dtype), devices.opened(self.device, self.n_qubits)
+        return _coefficients(angles, key, device, self.readout, self.shots)
 
     @property
     def frequencies(self) -> np.ndarray:
