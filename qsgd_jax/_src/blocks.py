@@ -128,7 +128,7 @@ def blocks(leaf: Float[Array, "..."], n: int, *, borrow: bool = True) -> list[Fl
     ]
 
 
-def from_blocks(block: list[Float[Array, "..."]], shape: tuple[int, ...]):
+def from_blocks(block: list[Float[Array, "..."]], shape: tuple[int, ...]) -> Float[Array, "..."]:
     """The inverse of `blocks` for a leaf of `shape`; the padding's values are dropped.
 
     Args:
@@ -169,7 +169,7 @@ def block_numbers(shape: tuple[int, ...], n: int) -> Int32[Array, "..."]:
     total, cut = -(-whole[axis] // n), _cut(whole[axis], n)
     held = (total,) if cut is None else (cut.strips, cut.groups, cut.held // n)
 
-    def index(i):
+    def index(i: int) -> Array:
         return jax.lax.broadcasted_iota(jnp.int32, (*whole[:axis], *held), i)
 
     numbers = index(axis)
@@ -245,7 +245,9 @@ class _Cut(NamedTuple):
         own = self._window(held, axis + 2, self.offsets, self.size)
         return own.reshape((*own.shape[:axis], -1, *own.shape[axis + 3 :]))
 
-    def _window(self, leaf, row, starts, size):
+    def _window(
+        self, leaf: Float[Array, "..."], row: int, starts: np.ndarray, size: int
+    ) -> Float[Array, "..."]:
         """`size` rows of each group from its start on, elementwise: a gather is not sharded."""
         windows = [
             (starts == start, jax.lax.slice_in_dim(leaf, start, start + size, axis=row))

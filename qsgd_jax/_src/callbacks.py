@@ -2,28 +2,40 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float, UInt32
+from pennylane.devices import Device
 
+from qsgd_jax._src.circuit import Circuit, Readout
 from qsgd_jax._src.host import Prepared, has_adjoint, run_on_host, slopes_on_host
+
+Encoding = Float[Array, "batch uploads n"]
+Angles = Float[Array, "depth n 2"]
+Answers = Float[Array, "batch outputs"]
+Key = UInt32[Array, "2"]
 
 # On a GPU, JAX's default is TF32.
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
-def sampling_function(circuit, device, readout, shots):
+def sampling_function(
+    circuit: Circuit, device: Device, readout: Readout, shots: int
+) -> Callable[[Encoding, Angles], Answers]:
     """A JAX function `(encoding, angles) -> answers` that measures anew in each call."""
 
-    def host(encoding, angles):
+    def host(encoding: Any, angles: Any) -> np.ndarray:
         encoding, angles = np.asarray(encoding), np.asarray(angles)
         answers = run_on_host(circuit, device, readout, encoding, angles, shots)
         return answers.astype(encoding.dtype)
 
-    def call(encoding, angles):
+    def call(encoding: Encoding, angles: Angles) -> Answers:
         shape = (encoding.shape[0], circuit.n_outputs(readout))
         result = jax.ShapeDtypeStruct(shape, encoding.dtype)
         # XLA would take a pure callback out of a loop in which its operands stay the same.
@@ -32,15 +44,23 @@ def sampling_function(circuit, device, readout, shots):
     return call
 
 
-def host_function(circuit, device, readout, shots=None):
+def host_function(
+    circuit: Circuit, device: Device, readout: Readout, shots: int | None = None
+) -> Callable[[Encoding, Angles, Key], Answers]:
     """A JAX function `(encoding, angles, key) -> answers` that asks the device by one callback.
 
     The key is an operand only: XLA takes calls of the same operands to have the same result.
     """
     outputs, prepare = circuit.n_outputs(readout), functools.cache(Prepared)
 
-    def ask(function, shape, encoding, angles, *rest):
-        def host(encoding, angles, *_):
+    def ask(
+        function: Callable[..., np.ndarray],
+        shape: tuple[int, ...],
+        encoding: Encoding,
+        angles: Angles,
+        *rest: Key,
+    ) -> Array:
+        def host(encoding: Any, angles: Any, *_: Any) -> np.ndarray:
             found = function(np.asarray(encoding), np.asarray(angles))
             return found.astype(encoding.dtype)
 
@@ -48,8 +68,8 @@ def host_function(circuit, device, readout, shots=None):
         return jax.pure_callback(host, result, encoding, angles, *rest, vmap_method="broadcast_all")
 
     @jax.custom_jvp
-    def answers(encoding, angles, key):
-        def run(encoding, angles):
+    def answers(encoding: Encoding, angles: Angles, key: Key) -> Answers:
+        def run(encoding: np.ndarray, angles: np.ndarray) -> np.ndarray:
             return run_on_host(circuit, device, readout, encoding, angles, shots, prepare)
 
         return ask(run, (outputs,), encoding, angles, key)
@@ -59,10 +79,10 @@ def host_function(circuit, device, readout, shots=None):
         return answers
 
     @jax.custom_jvp
-    def slopes(encoding, angles, key):
+    def slopes(encoding: Encoding, angles: Angles, key: Key) -> Float[Array, "batch outputs gates"]:
         gates = math.prod(encoding.shape[1:]) + math.prod(angles.shape)
 
-        def differentiate(encoding, angles):
+        def differentiate(encoding: np.ndarray, angles: np.ndarray) -> np.ndarray:
             return slopes_on_host(circuit, device, encoding, angles, prepare)
 
         return ask(differentiate, (outputs, gates), encoding, angles, key)
@@ -70,7 +90,7 @@ def host_function(circuit, device, readout, shots=None):
     slopes.defjvp(_shift_rule(slopes, readout), symbolic_zeros=True)
 
     @answers.defjvp
-    def adjoint_rule(primals, tangents):
+    def adjoint_rule(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> Any:
         encoding, angles, _ = primals
         d_encoding = tangents[0].reshape(len(encoding), math.prod(encoding.shape[1:]))
         d_angles = jnp.broadcast_to(tangents[1].ravel(), (len(encoding), angles.size))
@@ -80,7 +100,7 @@ def host_function(circuit, device, readout, shots=None):
     return answers
 
 
-def _shift_rule(function, readout):
+def _shift_rule(function: Callable[..., Array], readout: Readout) -> Callable[..., Any]:
     """∂f/∂α = [f(α + π/2) − f(α − π/2)] / 2 for each gate; itself made of `function`s.
 
     Amplitudes, which are linear in the gates, have ∂f/∂α = f(α + π) / 2.
@@ -89,7 +109,7 @@ def _shift_rule(function, readout):
     if readout == "amplitudes":
         steps, factors = (np.pi,), (0.5,)
 
-    def rule(primals, tangents):
+    def rule(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> Any:
         encoding, angles, key = primals
         d_encoding, d_angles, _ = tangents
         value = function(*primals)
@@ -108,7 +128,9 @@ def _shift_rule(function, readout):
     return rule
 
 
-def _shifts(steps, shape, dtype):
+def _shifts(
+    steps: tuple[float, ...], shape: tuple[int, ...], dtype: Any
+) -> Float[Array, "steps gates ..."]:
     """Each step on one gate at a time, shape `(steps, gates, *shape)`."""
     gates = math.prod(shape)
     one_at_a_time = np.eye(gates).reshape((gates, *shape))

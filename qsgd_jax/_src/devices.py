@@ -13,12 +13,14 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pennylane as qml
 from jax.core import Tracer
+from jaxtyping import Array, Float
 from pennylane.devices import DefaultQubit, Device
 from pennylane.exceptions import DeviceError
 
@@ -45,11 +47,11 @@ opened = functools.lru_cache(maxsize=64)(open_device)
 def run(
     circuit: Circuit,
     device: Device,
-    theta,
+    theta: Any,
     readout: Readout = "expectation",
     shots: int | None = None,
     key: jax.Array | None = None,
-):
+) -> Any:
     """The circuit's answers at a batch of settings.
 
     Args:
@@ -181,11 +183,17 @@ def traced_by_jax() -> Iterator[None]:
 
 
 @alone
-def _run_traced(circuit, device, readout, encoding, angles):
+def _run_traced(
+    circuit: Circuit,
+    device: Device,
+    readout: Readout,
+    encoding: Float[Array, "batch uploads n"],
+    angles: Float[Array, "depth n 2"],
+) -> Float[Array, "batch outputs"]:
     """One broadcast circuit, simulated by JAX itself."""
 
     @qml.qnode(device, interface="jax", diff_method="backprop")
-    def qnode(encoding, angles):
+    def qnode(encoding: Array, angles: Array) -> Any:
         return circuit.run(encoding, angles, readout, wires(circuit, device))
 
     if encoding.shape[0] == 0:  # PennyLane cannot broadcast nothing

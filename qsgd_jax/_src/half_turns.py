@@ -18,7 +18,7 @@ _SINPI_OVER_S = (
 )
 
 
-def _sinpi_core(s):
+def _sinpi_core(s: Float[Array, "..."]) -> Float[Array, "..."]:
     """sin(πs) for |s| ≤ ½."""
     if s.dtype == jnp.float64:
         return jnp.sin(jnp.pi * s)
@@ -27,7 +27,7 @@ def _sinpi_core(s):
     return s * functools.reduce(lambda total, c: total * z + c, reversed(lower), highest)
 
 
-def within_period(x):
+def within_period(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Half turns modulo the period 2, in [−1, 1]; exact in floating point."""
     return x - 2 * jnp.round(x / 2)
 

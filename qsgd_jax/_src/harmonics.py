@@ -14,6 +14,7 @@ References:
 
 import functools
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -80,7 +81,7 @@ def coefficients(values: Float[Array, " settings"], degree: int) -> Coefficients
     return jnp.einsum("...s,csf->cf...", values, dual, precision=jax.lax.Precision.HIGHEST)
 
 
-def _cosine_and_sine(x, halved: bool):
+def _cosine_and_sine(x: Array, halved: bool) -> tuple[Array, Array]:
     """Of x or of x/2; in float32 exact in the period up to 2·10⁵ radians."""
     if x.dtype == jnp.float64:
         angle = x / 2 if halved else x
@@ -89,7 +90,7 @@ def _cosine_and_sine(x, halved: bool):
     return cospi(turns), sinpi(turns)
 
 
-def _powers(x, first, degree: int):
+def _powers(x: Array, first: Array, degree: int) -> Iterator[tuple[Array, Array]]:
     """`first` times cos νx and sin νx for each frequency; by rotations, which keep errors small."""
     cosine, sine = _cosine_and_sine(x, halved=bool(degree % 2))
     if degree % 2:
@@ -179,7 +180,7 @@ def add_where(
     return _add_where(table, degree, factor, x, weights, allowed)
 
 
-def _varying_as(array, other):
+def _varying_as(array: Array, other: Array) -> Array:
     """Within `jax.shard_map`: an array that all shards share, as one that each has of its own."""
     axes = tuple(_varying_axes(other) - _varying_axes(array))
     lax: Any = jax.lax  # pcast since jax 0.8, pvary before
@@ -188,19 +189,26 @@ def _varying_as(array, other):
     return lax.pcast(array, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(array, axes)
 
 
-def _varying_axes(array):
+def _varying_axes(array: Array) -> Any:
     kind: Any = jax.typeof(array)
     return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
 
 
-def _forward(table, degree, factor, x, weights, allowed):
+def _forward(
+    table: Coefficients,
+    degree: int,
+    factor: float,
+    x: Array,
+    weights: Array,
+    allowed: Bool[Array, "..."],
+) -> tuple[Array, Any]:
     # The select stands last because XLA:CPU would hand sums and products that end in a matrix
     # product to a library, which runs them one by one: three times slower.
     added = jnp.where(allowed, weights + evaluate(table, degree, factor * x), weights)
     return added, (table, x, allowed)
 
 
-def _backward(degree, factor, saved, cotangent):
+def _backward(degree: int, factor: float, saved: Any, cotangent: Array) -> tuple[Any, ...]:
     table, x, allowed = saved
     nu = jnp.asarray(factor * frequencies(degree), table.dtype).reshape(
         (-1,) + (1,) * (table.ndim - 2)
@@ -215,7 +223,14 @@ _add_where: Any = jax.custom_vjp(lambda *inputs: _forward(*inputs)[0], nondiff_a
 _add_where.defvjp(_forward, _backward)
 
 
-def _moments(x, g, allowed, degree: int, factor: float, shape: tuple[int, ...]):
+def _moments(
+    x: Array,
+    g: Array,
+    allowed: Bool[Array, "..."],
+    degree: int,
+    factor: float,
+    shape: tuple[int, ...],
+) -> Coefficients:
     """Σ g cos νsx and Σ g sin νsx where allowed, over the axes that `shape` lacks.
 
     Written out for several rows at a time, so that little of what one loop adds up goes through
@@ -231,7 +246,7 @@ def _moments(x, g, allowed, degree: int, factor: float, shape: tuple[int, ...]):
     if whole < length:
         parts.append([[y[..., r, None, :] for y in arrays] for r in range(whole, length)])
 
-    def powers(x, g, allowed):
+    def powers(x: Array, g: Array, allowed: Array) -> list[Array]:
         x, g = jnp.where(allowed, factor * x, 0), jnp.where(allowed, g, 0)
         return [each for pair in _powers(x, g, degree) for each in pair]
 

@@ -8,14 +8,21 @@ import functools
 import itertools
 import math
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pennylane as qml
-from pennylane.devices import DefaultQubit, ExecutionConfig
+from jaxtyping import Float
+from pennylane.devices import DefaultQubit, Device, ExecutionConfig
 from pennylane.tape import QuantumScript, make_qscript
 from threadpoolctl import threadpool_limits
+
+from qsgd_jax._src.circuit import Circuit, Readout
+
+Encoding = Float[np.ndarray, "*lead batch uploads n"]
+Angles = Float[np.ndarray, "*lead depth n 2"]
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 # Bounds the memory that the tapes or state vectors of one call to a device take.
 _MAX_BATCH = 4096
@@ -28,15 +35,15 @@ _FEWEST_QUBITS_FOR_THREADS = 16
 _LABELS = 1e6
 
 
-def alone(function):
+def alone(function: _F) -> _F:
     """Let threads take turns in a function that speaks to PennyLane."""
 
     @functools.wraps(function)
-    def taking_turns(*args):
+    def taking_turns(*args: Any) -> Any:
         with _ONE_AT_A_TIME, _without_capture():
             return function(*args)
 
-    return taking_turns
+    return cast(_F, taking_turns)
 
 
 @contextlib.contextmanager
@@ -49,11 +56,12 @@ def _without_capture() -> Iterator[None]:
         yield
 
 
-def wires(circuit, device):
+def wires(circuit: Circuit, device: Device) -> Any:
+    """The wires of the device that the circuit takes; `None` if it has no labels."""
     return None if device.wires is None else device.wires[: circuit.n_qubits]
 
 
-def stacked(answers, readout, n_qubits) -> Any:
+def stacked(answers: Any, readout: Readout, n_qubits: int) -> Any:
     """What a broadcast tape answered, `(batch, outputs)`."""
     if readout == "expectation":
         answers = answers if isinstance(answers, tuple | list) else (answers,)  # of one qubit
@@ -61,7 +69,7 @@ def stacked(answers, readout, n_qubits) -> Any:
     return answers if readout == "probabilities" else _real_amplitudes(answers, n_qubits)
 
 
-def _real_amplitudes(states, n_qubits):
+def _real_amplitudes(states: Any, n_qubits: int) -> Any:
     """The real parts of `(batch, amplitudes)`, those of the device's further wires at rest."""
     if states.ndim != 2:
         raise ValueError(
@@ -71,7 +79,15 @@ def _real_amplitudes(states, n_qubits):
 
 
 @alone
-def run_on_host(circuit, device, readout, encoding, angles, shots=None, prepare=None) -> np.ndarray:
+def run_on_host(
+    circuit: Circuit,
+    device: Device,
+    readout: Readout,
+    encoding: Encoding,
+    angles: Angles,
+    shots: int | None = None,
+    prepare: Callable[..., "Prepared"] | None = None,
+) -> Float[np.ndarray, "*lead batch outputs"]:
     """Gate angles to answers, `(*lead, batch, outputs)`; NumPy in and out.
 
     `encoding` is `(*lead, batch, uploads, n)` and `angles` `(*lead, depth, n, 2)`; `prepare`
@@ -86,7 +102,13 @@ def run_on_host(circuit, device, readout, encoding, angles, shots=None, prepare=
 
 
 @alone
-def slopes_on_host(circuit, device, encoding, angles, prepare) -> np.ndarray:
+def slopes_on_host(
+    circuit: Circuit,
+    device: Device,
+    encoding: Encoding,
+    angles: Angles,
+    prepare: Callable[..., "Prepared"],
+) -> Float[np.ndarray, "*lead batch outputs gates"]:
     """The derivative of each ⟨Z_j⟩ by each gate's angle, `(*lead, batch, outputs, gates)`."""
     prepared = prepare(circuit, device, "expectation", "adjoint")
     slopes = _in_chunks(prepared.slopes, prepared.tapes(encoding, angles), circuit.n_qubits)
@@ -99,14 +121,23 @@ def few_threads(n_qubits: int) -> threadpool_limits:
     return threadpool_limits(limit, user_api="openmp")
 
 
-def _in_chunks(ask, tapes, n_qubits) -> np.ndarray:
+def _in_chunks(
+    ask: Callable[[list[QuantumScript]], Any], tapes: Iterator[QuantumScript], n_qubits: int
+) -> np.ndarray:
     with few_threads(n_qubits):
         chunks = iter(lambda: list(itertools.islice(tapes, _MAX_BATCH)), [])
         answers = [np.asarray(ask(chunk)) for chunk in chunks]
     return np.concatenate(answers or [np.zeros(0)])
 
 
-def _run_broadcast(circuit, device, readout, encoding, angles, shots) -> np.ndarray:
+def _run_broadcast(
+    circuit: Circuit,
+    device: Device,
+    readout: Readout,
+    encoding: Encoding,
+    angles: Angles,
+    shots: int | None,
+) -> Float[np.ndarray, "settings outputs"]:
     """default.qubit simulates a broadcast tape in one go."""
     shape = encoding.shape[:-2]
     angles = np.broadcast_to(angles[..., None, :, :, :], (*shape, *angles.shape[-3:]))
@@ -122,7 +153,14 @@ def _run_broadcast(circuit, device, readout, encoding, angles, shots) -> np.ndar
     return np.concatenate(answers)
 
 
-def _tape(circuit, device, readout, encoding, angles, shots=None) -> QuantumScript:
+def _tape(
+    circuit: Circuit,
+    device: Device,
+    readout: Readout,
+    encoding: Float[np.ndarray, "*batch uploads n"],
+    angles: Float[np.ndarray, "*batch depth n 2"],
+    shots: int | None = None,
+) -> QuantumScript:
     prepare = make_qscript(circuit.run, shots=shots)
     return prepare(encoding, angles, readout, wires(circuit, device))
 
@@ -134,7 +172,14 @@ class Prepared:
     device's own preprocessing leaves the circuit as it is, no tape needs to go through it.
     """
 
-    def __init__(self, circuit, device, readout, gradient_method=None, shots=None):
+    def __init__(
+        self,
+        circuit: Circuit,
+        device: Device,
+        readout: Readout,
+        gradient_method: str | None = None,
+        shots: int | None = None,
+    ):
         self._device, self._readout, self._n_qubits = device, readout, circuit.n_qubits
         shapes = (circuit.uploads, circuit.n_qubits), (circuit.depth, circuit.n_qubits, 2)
         split, self.n_gates = math.prod(shapes[0]), sum(map(math.prod, shapes))
@@ -162,13 +207,13 @@ class Prepared:
             self.tape = ready[0]
             self.tape.trainable_params = places.tolist()
 
-    def tapes(self, encoding, angles) -> Iterator[QuantumScript]:
+    def tapes(self, encoding: Any, angles: Any) -> Iterator[QuantumScript]:
         for lead in np.ndindex(angles.shape[:-3]):
             bound = self.tape.bind_new_parameters(angles[lead].ravel(), self._angle_places)
             for row in encoding[lead].reshape(-1, len(self._encoding_places)):
                 yield bound.bind_new_parameters(row, self._encoding_places)
 
-    def answers(self, tapes):
+    def answers(self, tapes: list[QuantumScript]) -> np.ndarray:
         if self.is_native:
             answers = self._device.execute(tapes, self._config)
         else:
@@ -177,19 +222,19 @@ class Prepared:
             return _real_amplitudes(np.asarray(answers), self._n_qubits)
         return np.asarray(answers, np.float64)
 
-    def slopes(self, tapes):
+    def slopes(self, tapes: list[QuantumScript]) -> Float[np.ndarray, "settings outputs gates"]:
         slopes = self._device.compute_derivatives(tapes, self._config)
         slopes = np.asarray(slopes, np.float64).reshape(len(tapes), -1, self.n_gates)
         return slopes[..., self._order_of_slopes]
 
 
-def _same_gates(first, second) -> bool:
+def _same_gates(first: QuantumScript, second: QuantumScript) -> bool:
     return len(first.operations) == len(second.operations) and all(
         map(qml.equal, first.operations, second.operations)
     )
 
 
-def _returns_unchanged(finish) -> bool:
+def _returns_unchanged(finish: Callable[[tuple[Any]], Any]) -> bool:
     """Whether a device's postprocessing leaves answers as they are: error mitigation does not."""
     answer = object()
     try:
@@ -200,7 +245,7 @@ def _returns_unchanged(finish) -> bool:
 
 
 @alone
-def has_adjoint(circuit, device) -> bool:
+def has_adjoint(circuit: Circuit, device: Device) -> bool:
     """Whether the device differentiates the circuit's expectation values by itself."""
     config, tape = (
         ExecutionConfig(gradient_method="adjoint"),

@@ -63,7 +63,13 @@ def check_gradients(gradients: PyTree, params: PyTree) -> None:
                 f"gradient of shape {found[path]} at {path!r} does not match its parameter of "
                 f"shape {expected[path]}."
             )
-    raise ValueError("gradients and params differ: of some leaf, one is complex and one real.")
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        param = dict(jax.tree_util.tree_leaves_with_path(params))[path]
+        if not _fits(gradient, param):
+            raise ValueError(
+                f"gradient of {jax.typeof(gradient)} at {jax.tree_util.keystr(path)!r} does not "
+                f"match its parameter of {jax.typeof(param)}: one is complex."
+            )
 
 
 def _fits(gradient: Any, param: Any) -> bool:

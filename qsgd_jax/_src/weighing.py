@@ -84,7 +84,7 @@ def weigh(
         isinstance(coverage, Leading) and not (isinstance(weigher, Surrogate) and weigher.sparse)
     )
     weighed = (_together if together else _one_by_one)(weigher, coverage.plain, leaves, strength)
-    return jax.tree.map(_merged, weighed, is_leaf=lambda z: isinstance(z, _Complex))
+    return jax.tree.map(_merged, weighed, is_leaf=_is_complex)
 
 
 def _split(tree: PyTree) -> PyTree:
@@ -94,6 +94,10 @@ def _split(tree: PyTree) -> PyTree:
     )
 
 
+def _is_complex(leaf: Any) -> bool:
+    return isinstance(leaf, _Complex)
+
+
 def _merged(z: Any) -> Any:
     if not isinstance(z, _Complex):
         return z
@@ -101,6 +105,11 @@ def _merged(z: Any) -> Any:
 
 
 def _leaf(path: tuple[Any, ...], x: Any, theta: Any, stacked: int, key: Any) -> _Leaf | None:
+    if _is_complex(theta) and is_number(x, jnp.floating):
+        raise ValueError(  # the other way round the trees differ
+            f"update of {jax.typeof(x)} at {jax.tree_util.keystr(path)!r} does not match its "
+            f"parameter of {jax.typeof(theta.real)}: one is complex."
+        )
     if not (is_number(x, jnp.floating) and is_number(theta, jnp.floating)):
         return None
     if jnp.shape(x) != jnp.shape(theta):
@@ -128,22 +137,27 @@ def _source(weigher: Weigher) -> Surrogate | Direct:
     return weigher.surrogate if isinstance(weigher, Sampled) else weigher
 
 
+def _is_traced(weigher: Weigher) -> bool:
+    source = _source(weigher)
+    return isinstance(source, Surrogate) and source.traced
+
+
 def _one_by_one(
     weigher: Weigher, coverage: Coverage, leaves: PyTree, strength: Array | None
 ) -> PyTree:
     """Each leaf by itself: sharded as it is, and one body for all leaves of one shape."""
-    source = _source(weigher)
-    traced = isinstance(source, Surrogate) and source.traced
+    traced = _is_traced(weigher)
     of_leaf = _of_leaf_traced if traced else _of_leaf_known
 
     def weigh_leaf(leaf: _Leaf) -> Array:
-        def weighed(theta: Array, x: Array | None, strength: Array | None, key: Array | None):
-            return of_leaf(weigher, coverage, leaf.stacked, theta, x, strength, key)
+        def weighed(given: Weigher | None, *arrays: Any) -> Array:
+            return of_leaf(given or weigher, coverage, leaf.stacked, *arrays)
 
         sharding = jax.typeof(leaf.theta).sharding
         if sharding.mesh.explicit_axes:  # every slice would need a sharding; XLA knows better
             weighed = cast(Any, jax.sharding.auto_axes(weighed, out_sharding=sharding))
-        return weighed(leaf.theta, leaf.x, strength, leaf.key)
+        # What is traced outside must not be closed over there.
+        return weighed(weigher if traced else None, leaf.theta, leaf.x, strength, leaf.key)
 
     return jax.tree.map(weigh_leaf, leaves, is_leaf=_is_leaf)
 
@@ -203,13 +217,16 @@ def _together(
     shardings = [jax.typeof(leaf.theta).sharding for leaf in flat]
     stacked = [leaf.stacked for leaf in flat]
 
-    def weighed(flat: list[tuple[Any, ...]], strength: Array | None) -> list[Array]:
+    def weighed(
+        given: Weigher | None, flat: list[tuple[Any, ...]], strength: Array | None
+    ) -> list[Array]:
         found = [_Leaf(*leaf, stacked=n) for leaf, n in zip(flat, stacked, strict=True)]
-        return _in_one_batch(weigher, coverage, found, strength)
+        return _in_one_batch(given or weigher, coverage, found, strength)
 
     if any(sharding.mesh.explicit_axes for sharding in shardings):
         weighed = cast(Any, jax.sharding.auto_axes(weighed, out_sharding=shardings))
-    return treedef.unflatten(weighed([leaf[:3] for leaf in flat], strength))
+    given = weigher if _is_traced(weigher) else None
+    return treedef.unflatten(weighed(given, [leaf[:3] for leaf in flat], strength))
 
 
 def _in_one_batch(
