@@ -251,3 +251,16 @@ def test_wrong_inputs_are_refused():
         qsgd.superpositional_adamw(0.1, surrogate=PROBABILITIES)
     with pytest.raises(TypeError, match="surrogate="):
         qsgd.superpositional_adamw(0.1, surrogate=qsgd.Circuit())  # pyright: ignore[reportArgumentType]
+
+
+def test_coefficients_that_were_measured_elsewhere_may_exceed_one_by_their_error():
+    measured = qsgd.probe(qsgd.Circuit(4, 2), device="default.qubit", shots=1000)
+    table = ENTANGLED.coefficients + 0.03 * np.sign(ENTANGLED.coefficients)
+    assert ENTANGLED.with_coefficients(table).largest > 1
+    params = jnp.zeros((4, 3))
+    with pytest.raises(ValueError, match="weights lie within ±1"):
+        qsgd.superposition_weights(ENTANGLED.with_coefficients(table), params)
+    for shots, coefficients in ((1000, measured.coefficients), (1000, table)):
+        surrogate = ENTANGLED.with_coefficients(coefficients, shots=shots)
+        assert surrogate.shots == 1000
+        qsgd.superposition_weights(surrogate, params)

@@ -120,8 +120,8 @@ def sampled(surrogate: Surrogate | Direct, shots: int) -> Sampled:
     measured = surrogate.shots
     if measured is not None:
         raise ValueError(
-            f"shots={shots} are drawn from exact probabilities; surrogate estimates them by "
-            f"{measured} measurements."
+            f"shots={shots} are drawn from exact probabilities; surrogate={surrogate!r} estimates "
+            f"them by {measured} measurements. Allowed is one that was probed without shots."
         )
     return Sampled(surrogate, int(shots))
 

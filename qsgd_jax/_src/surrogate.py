@@ -195,11 +195,27 @@ class Surrogate:
         return max(np.abs(on_grid).max(), np.abs(off_grid).max())
 
     def with_coefficients(
-        self, coefficients: Float[Array, "outputs *sizes"] | np.ndarray
+        self, coefficients: Float[Array, "outputs *sizes"] | np.ndarray, shots: int | None = None
     ) -> "Surrogate":
-        """The same polynomial with other coefficients, of which all may be other than zero."""
+        """The same polynomial with other coefficients, of which all may be other than zero.
+
+        Args:
+          coefficients: of the same shape.
+          shots: how often their settings were measured; `None` if they are exact.
+
+        Returns:
+          The other surrogate.
+
+        Raises:
+          ValueError: if they have another shape, or are not finite.
+        """
+        provenance = dataclasses.replace(self.provenance, device="?", shots=shots, probed_at=None)
         return dataclasses.replace(
-            self, coefficients=coefficients, standard_errors=None, support=None
+            self,
+            coefficients=coefficients,
+            standard_errors=None,
+            support=None,
+            provenance=provenance,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
