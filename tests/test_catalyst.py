@@ -181,12 +181,15 @@ def test_a_probe_where_jax_is_at_work(simulate):
 @needs_catalyst
 @pytest.mark.usefixtures("catalyst")
 def test_threads_get_their_own_answers(simulate):
-    """From compiled circuits and from ordinary ones at once: PennyLane's queue is one for all."""
-    circuits, theta = [qsgd.Circuit(2, 1, seed=seed) for seed in range(16)], _theta(2)
+    """From compiled circuits and from ordinary ones at once."""
+    circuits, theta = [qsgd.Circuit(2, 1, seed=seed) for seed in range(8)], _theta(2)
+    programs = {circuit: _compiled(circuit) for circuit in circuits}
+    for program in programs.values():
+        program(np.zeros(2))  # compiled one after the other, as Catalyst needs it
 
     def answers(circuit):
         ordinary = [qsgd.probe(circuit) for _ in range(10)]
-        surrogates = [_probed(circuit, _compiled(circuit)), *ordinary]
+        surrogates = [_probed(circuit, programs[circuit]), *ordinary]
         return [_evaluated(surrogate, theta) for surrogate in surrogates]
 
     with ThreadPoolExecutor(4) as pool:
