@@ -18,9 +18,10 @@ PYTEST := -m pytest -rs --numprocesses 2 --dist worksteal
 QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
   --xla_cpu_parallel_codegen_split_count=1"
 # The tests of the package, as opposed to those of benchmarks.
-PACKAGE_TESTS := $(patsubst %,tests/test_%.py,attention circuit compatibility coverage devices \
-  examples flax fourier harmonics mesh numbers probe quantum_transformer refreshable remote \
-  rooms superposition transforms wrappers) qsgd_jax
+PACKAGE_TESTS := $(patsubst %,tests/test_%.py,answers attention blocks circuit compatibility \
+  devices examples flax fourier half_turns harmonics leaves mesh numbers probing \
+  quantum_transformer refreshable remote rooms stacked surrogate transforms value weighing \
+  wrappers) qsgd_jax
 
 .PHONY: demo evidence test test-slow test-experiments test-peers test-newest test-lowest test-catalyst wheel-test \
   test-gpu test-resume test-transformers gpu-wheels peer-step device-matrix clean
@@ -57,7 +58,7 @@ test-newest: .newest/installed ## Test the package on Python 3.13 with the newes
 test-lowest: .catalyst/installed ## Test the package on the lowest versions that pyproject.toml allows.
 	.catalyst/bin/python $(PYTEST) $(PACKAGE_TESTS)
 
-test-catalyst: .catalyst/installed ## Test what Catalyst compiles.
+test-catalyst: .catalyst/installed ## Test what Catalyst compiles, and programs that are captured.
 	.catalyst/bin/python $(PYTEST) tests/test_catalyst.py
 
 wheel-test: .venv/test ## Install the sdist and the wheel, each apart, and run the README's first example.
@@ -92,7 +93,7 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 .catalyst/installed: pyproject.toml constraints-catalyst.txt
 	@test -x .catalyst/bin/python || $(PYTHON) -m venv .catalyst
 	.catalyst/bin/python $(PIP_INSTALL) --constraint constraints-catalyst.txt \
-	  --editable '.[catalyst]' pennylane-lightning-kokkos pytest pytest-xdist hypothesis
+	  --editable '.[catalyst]' pennylane-lightning-kokkos pytest pytest-xdist hypothesis joblib
 	@touch $@
 
 # Whatever is new is installed in each run: hence no date of its own.
@@ -101,7 +102,7 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 	@test -n "$(PYTHON_NEWEST)" || { echo "No Python 3.13 found: make $(MAKECMDGOALS) PYTHON_NEWEST=..."; exit 1; }
 	@test -x .newest/bin/python || "$(PYTHON_NEWEST)" -m venv .newest
 	.newest/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager \
-	  --editable . pennylane-lightning-kokkos pytest pytest-xdist hypothesis orbax-checkpoint
+	  --editable . pennylane-lightning-kokkos pytest pytest-xdist hypothesis joblib orbax-checkpoint
 
 .gpu_wheels/gathered: benchmarks/gpu_wheels.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; say which: make PYTHON=..."; exit 1; }

@@ -53,14 +53,16 @@ def _evaluated(surrogate, settings, dtype):
 
 @pytest.mark.parametrize("device", ["default.qubit", "lightning.qubit"])
 @pytest.mark.parametrize(("function", "options"), OWN)
-def test_own_qnode_equals_its_direct_runs(function, options, device):
+@pytest.mark.parametrize("double", [False, True])
+def test_own_qnode_equals_its_direct_runs(function, options, device, double, request):
     qnode = qml.QNode(function, qml.device(device, wires=3))
     surrogate = qsgd.probe(qnode, n_inputs=3, **options)
     settings = RNG.uniform(-20, 20, (100, 3)).astype(np.float32).astype(np.float64)
     expected = _direct(qnode, settings)
-    assert np.abs(_evaluated(surrogate, settings, np.float32) - expected).max() <= 1e-6
-    with jax.enable_x64(True):
-        assert np.abs(_evaluated(surrogate, settings, np.float64) - expected).max() <= 1e-11
+    if double:
+        request.getfixturevalue("float64")
+    found = _evaluated(surrogate, settings, np.float64 if double else np.float32)
+    assert np.abs(found - expected).max() <= (1e-11 if double else 1e-6)
 
 
 @pytest.mark.parametrize(("function", "options"), OWN)

@@ -8,6 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "qsgd_jax"
+LONGEST = 350
+# Files by their names on the map.
+ROOMS = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix().removeprefix("_src/"): path
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+}
 
 
 def _imports(path: Path) -> set[str]:
@@ -16,24 +24,74 @@ def _imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level and node.module, f"{path} imports relative to itself"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_pennylane":
+            found |= {f"qsgd_jax._src.{x.value}" for x in node.args if isinstance(x, ast.Constant)}
+    return found
+
+
+def _neighbours(path: Path) -> set[str]:
+    """The rooms that a file imports."""
+    found = set()
+    for name in _imports(path):
+        if name.split(".")[0] == "qsgd_jax":
+            place = name.removeprefix("qsgd_jax.").removeprefix("_src.").replace(".", "/")
+            room = place if place in ROOMS else place.rpartition("/")[0]
+            # That of the package itself is no room, and has a version.
+            assert room in ROOMS or name == "qsgd_jax.__version__", f"{path} imports {name}"
+            found |= {room} & set(ROOMS)
     return found
 
 
 def _importers(library: str) -> set[str]:
-    files = (ROOT / "qsgd_jax").rglob("*.py")
     return {
-        path.stem
-        for path in files
+        room
+        for room, path in ROOMS.items()
         if any(name.partition(".")[0] == library for name in _imports(path))
     }
 
 
-def test_each_library_is_known_to_few():
-    assert _importers("optax") == {"transforms", "trees"}
-    assert _importers("pennylane") == {"circuit", "compatibility", "compiled", "devices", "host"}
-    assert _importers("flax") == {"_attention", "_transformer"}
+def _map() -> dict[str, list[str]]:
+    """Each room and those that it imports, in the map's order."""
+    block = (ROOT / "CONTRIBUTING.md").read_text().partition("## Rooms")[2].split("```")[1]
+    lines = [line.partition(":") for line in block.strip().splitlines()]
+    return {room: others.split() for room, _, others in lines}
+
+
+def test_the_map_is_that_of_the_code():
+    drawn = {room: set(others) for room, others in _map().items()}
+    assert drawn == {room: _neighbours(path) for room, path in ROOMS.items()}
+
+
+def test_data_flow_one_way():
+    order = list(_map())
+    for place, (room, others) in enumerate(_map().items()):
+        assert not set(others) & set(order[: place + 1]), f"{room} imports what stands above it"
+
+
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [
+        ("optax", {"transforms", "source", "diagnostics", "trees"}),
+        ("pennylane", {"circuit", "compatibility", "devices", "host", "probing", "qnodes"}),
+        ("flax", {"nn/_attention", "nn/_transformer"}),
+    ],
+)
+def test_each_library_is_known_to_few(library, rooms):
+    assert _importers(library) == rooms
+    line = next(
+        line
+        for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines()
+        if line.lower().startswith(f"| {library} |")
+    )
+    assert {room for room in ROOMS if f"`{room}`" in line} == rooms
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_file_is_long(room):
+    assert len(ROOMS[room].read_text().splitlines()) <= LONGEST
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", "examples", "experiments"])
@@ -44,10 +102,21 @@ def test_who_uses_the_package_uses_public_names(folder):
             assert not {name for name in used if "._" in name}, path
 
 
-def test_flax_is_imported_by_who_uses_it_alone():
+@pytest.mark.parametrize(
+    ("use", "library", "other"),
+    [
+        ("qsgd.nn.QuantumAttention", "flax", None),
+        ("qsgd.Circuit()", "pennylane", "flax"),
+        ("qsgd.probe", "pennylane", "flax"),
+        ("qsgd.RemoteProber", "pennylane", "flax"),
+        ("qsgd.superpositional_adamw(0.1)", "pennylane", "flax"),
+    ],
+)
+def test_flax_and_pennylane_are_imported_by_who_uses_them_alone(use, library, other):
     program = (
-        "import sys, qsgd_jax as qsgd; assert 'flax' not in sys.modules; "
-        "qsgd.nn.QuantumAttention; assert 'flax' in sys.modules"
+        "import sys, qsgd_jax as qsgd; "
+        "assert not {'flax', 'pennylane'} & set(sys.modules); "
+        f"{use}; assert {library!r} in sys.modules and {other!r} not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 

@@ -183,7 +183,7 @@ def test_what_jax_returns_is_a_value_again():
     ) == pytest.approx(float(found), rel=1e-5)
 
 
-def test_it_differentiates_in_inputs_and_coefficients():
+def test_it_differentiates_in_inputs_and_coefficients(float64):
     thetas = np.random.default_rng(0).uniform(-1, 1, 4)
 
     def loss(surrogate, thetas):
@@ -191,22 +191,21 @@ def test_it_differentiates_in_inputs_and_coefficients():
             w * x for w, x in zip((1, 2, 3, 4), surrogate.evaluate(list(thetas)), strict=True)
         )
 
-    with jax.enable_x64(True):
-        of_surrogate, of_thetas = jax.grad(loss, (0, 1))(ENTANGLED, jnp.asarray(thetas))
-        for j in range(4):
-            step = 1e-6 * np.eye(4)[j]
-            slope = (loss(ENTANGLED, thetas + step) - loss(ENTANGLED, thetas - step)) / 2e-6
-            assert float(of_thetas[j]) == pytest.approx(float(slope), abs=1e-8)
-        place = ENTANGLED.support[7]
-        step = np.zeros(ENTANGLED.coefficients.size)
-        step[place] = 1e-3
-        step = step.reshape(ENTANGLED.coefficients.shape)
-        above, below = (
-            loss(ENTANGLED.with_coefficients(ENTANGLED.coefficients + sign * step), thetas)
-            for sign in (1, -1)
-        )
-        slope = float(above - below) / 2e-3
-        assert of_surrogate.coefficients.ravel()[place] == pytest.approx(slope, abs=1e-9)
+    of_surrogate, of_thetas = jax.grad(loss, (0, 1))(ENTANGLED, jnp.asarray(thetas))
+    for j in range(4):
+        step = 1e-6 * np.eye(4)[j]
+        slope = (loss(ENTANGLED, thetas + step) - loss(ENTANGLED, thetas - step)) / 2e-6
+        assert float(of_thetas[j]) == pytest.approx(float(slope), abs=1e-8)
+    place = ENTANGLED.support[7]
+    step = np.zeros(ENTANGLED.coefficients.size)
+    step[place] = 1e-3
+    step = step.reshape(ENTANGLED.coefficients.shape)
+    above, below = (
+        loss(ENTANGLED.with_coefficients(ENTANGLED.coefficients + sign * step), thetas)
+        for sign in (1, -1)
+    )
+    slope = float(above - below) / 2e-3
+    assert of_surrogate.coefficients.ravel()[place] == pytest.approx(slope, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -165,6 +165,8 @@ def block_numbers(shape: tuple[int, ...], n: int) -> Int32[Array, "..."]:
     Returns:
       An array of the first axes of each of `blocks`, up to that of the blocks.
     """
+    if n == 1 and not shape:
+        return jnp.int32(0)
     axis, whole = _block_axis(shape), shape or (1,)
     total, cut = -(-whole[axis] // n), _cut(whole[axis], n)
     held = (total,) if cut is None else (cut.strips, cut.groups, cut.held // n)

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, UInt32
-from pennylane.devices import Device
 
-from qsgd_jax._src.circuit import Circuit, Readout
+from qsgd_jax._src.circuit import Circuit, Device, Readout
 from qsgd_jax._src.host import Prepared, has_adjoint, run_on_host, slopes_on_host
 
 Encoding = Float[Array, "batch uploads n"]

@@ -40,8 +40,13 @@ __all__ = [
     "try_out",
 ]
 
-opened = functools.lru_cache(maxsize=64)(open_device)
-"""An open device, the same one for a name: who keeps the name can be pickled and compared."""
+_open_by_name = functools.lru_cache(maxsize=64)(open_device)
+
+
+def opened(device: Any, n_qubits: int) -> Device:
+    """An open device, the same one for a name: who keeps the name can be pickled and compared."""
+    open_it = _open_by_name if isinstance(device, str) else open_device
+    return open_it(device, n_qubits)
 
 
 def run(

@@ -28,7 +28,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _MAX_BATCH = 4096
 # A device holds one state vector, and PennyLane records gates in one place for all threads: two
 # of them, of a training loop or of XLA, would share both.
-_ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()
 # Below, a simulator's threads do nothing but wait for each other: on busy cores for seconds.
 _FEWEST_QUBITS_FOR_THREADS = 16
 # Larger than any constant angle of a circuit.
@@ -40,7 +40,7 @@ def alone(function: _F) -> _F:
 
     @functools.wraps(function)
     def taking_turns(*args: Any) -> Any:
-        with _ONE_AT_A_TIME, _without_capture():
+        with ONE_AT_A_TIME, _without_capture():
             return function(*args)
 
     return cast(_F, taking_turns)

@@ -218,7 +218,12 @@ def _of_function(
     elif device is not None:
         raise ValueError(f"device={device!r}: allowed is None, unless the circuit is a QNode.")
     elif isinstance(qnode := getattr(call.function, "original_function", None), qml.QNode):
-        plan, where = qnodes.Plan(1, qnode.shots.total_shots or shots), qnode.device.name
+        if shots is not None:
+            raise ValueError(
+                f"shots={shots}: allowed is None, as a compiled QNode measures as often as it was "
+                "compiled to."
+            )
+        plan, where = qnodes.Plan(1, qnode.shots.total_shots), qnode.device.name
     return _Source(
         answer=functools.partial(qnodes.values, call, batched=batched),
         name=call.name,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from qsgd_jax._src.circuit import open_device
 from qsgd_jax._src.devices import traced_by_jax
-from qsgd_jax._src.host import alone, few_threads
+from qsgd_jax._src.host import ONE_AT_A_TIME, alone, few_threads
 
 Settings = Float[np.ndarray, "settings inputs"]
 
@@ -91,7 +91,11 @@ def values(call: Call, settings: Settings, batched: bool) -> np.ndarray | jax.Ar
     if call.is_traced:
         return _checked(_columns(_traced(call, jnp.asarray(settings), batched)), settings)
     given = [settings] if batched else list(settings)
-    found = _run(call, given) if call.is_qnode else [call(setting) for setting in given]
+    if call.is_qnode:
+        found = _run(call, given)
+    else:
+        with ONE_AT_A_TIME:  # two programs that Catalyst compiles at once wait for each other
+            found = [call(setting) for setting in given]
     try:
         if batched:
             return _checked(_columns(found[0]), settings)

@@ -45,7 +45,8 @@ def from_json(text: str, place: str) -> dict[str, Any]:
     try:
         degree, support = tuple(content["degree"]), content.pop("support")
         table = np.zeros((content.pop("outputs"), *(2 * r + 1 for r in degree)))
-        table.ravel()[slice(None) if support is None else support] = content["coefficients"]
+        places = list(range(table.size) if support is None else support)
+        table.ravel()[places] = np.reshape(content["coefficients"], len(places))
         errors, provenance = content["standard_errors"], content["provenance"]
         versions = tuple(map(tuple, provenance["versions"]))
         return content | {
