@@ -1,5 +1,6 @@
 """The circuit against a state-vector simulation in NumPy."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -153,3 +154,13 @@ def test_a_circuit_keeps_its_own_copy_of_the_angles():
     circuit = qsgd.Circuit(2, 1, angles=angles)
     angles[:] = 0
     np.testing.assert_array_equal(circuit.angles, 1)
+
+
+def test_a_changed_copy_never_keeps_what_it_should_draw_anew():
+    circuit = Circuit(2, 1, seed=3)
+    with pytest.raises(ValueError, match="seed=5 .* angles are given"):
+        dataclasses.replace(circuit, seed=5)
+    with pytest.raises(ValueError, match="angles has shape"):
+        dataclasses.replace(circuit, depth=2)
+    same = dataclasses.replace(circuit, n_qubits=2)
+    np.testing.assert_array_equal(same.angles, circuit.angles)

@@ -54,7 +54,7 @@ class Circuit:
       angles: ω, φ of the layers in radians, shape `(depth, n_qubits, 2)` (RY, RZ); `None`
         draws them from `seed`. They become float64, unless JAX is tracing them, as it does
         any array made inside a jitted function: the probe then is part of that function.
-      seed: seed of the angles, uniform in [-π, π), where none are given.
+      seed: of the angles that are drawn, uniform in [-π, π), where none are given; by default 0.
 
     Raises:
       TypeError: if an integer argument is not an integer.
@@ -76,11 +76,11 @@ class Circuit:
     depth: int = 0
     uploads: int = 1
     angles: Any = None
-    seed: int = 0
+    seed: dataclasses.InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
-        for name in ("n_qubits", "depth", "uploads", "seed"):
-            value = getattr(self, name)
+    def __post_init__(self, seed: int | None) -> None:
+        sizes = {name: getattr(self, name) for name in ("n_qubits", "depth", "uploads")}
+        for name, value in {**sizes, "seed": 0 if seed is None else seed}.items():
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
                 raise TypeError(f"{name}={value!r} must be an integer.")
         if self.n_qubits < 1:
@@ -91,11 +91,11 @@ class Circuit:
             raise ValueError(
                 f"uploads={self.uploads} must lie in 1…depth + 1 = 1…{self.depth + 1}."
             )
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must be 0 or more.")
+        if seed is not None and (seed < 0 or self.angles is not None):
+            raise ValueError(f"seed={seed} must be 0 or more, or None where angles are given.")
         if self.angles is None:
             shape = (self.depth, self.n_qubits, 2)
-            drawn = np.random.default_rng(self.seed).uniform(-np.pi, np.pi, shape)
+            drawn = np.random.default_rng(seed or 0).uniform(-np.pi, np.pi, shape)
             object.__setattr__(self, "angles", drawn)
         self._check_angles()
 
