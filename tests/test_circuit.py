@@ -157,8 +157,8 @@ def test_a_circuit_keeps_its_own_copy_of_the_angles():
 
 
 def test_a_changed_copy_never_keeps_what_it_should_draw_anew():
-    circuit = Circuit(2, 1, seed=3)
-    with pytest.raises(ValueError, match="seed=5 .* angles are given"):
+    circuit = qsgd.Circuit(2, 1, seed=3)
+    with pytest.raises(ValueError, match=r"seed=5 .* angles are given"):
         dataclasses.replace(circuit, seed=5)
     with pytest.raises(ValueError, match="angles has shape"):
         dataclasses.replace(circuit, depth=2)
