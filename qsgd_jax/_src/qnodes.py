@@ -151,7 +151,7 @@ def _leaves(answer: Any) -> list[Any]:
 
 
 def _ravel(answer: Any) -> Any:
-    return answer.ravel() if isinstance(answer, jax.Array) else np.ravel(answer)
+    return answer.ravel() if isinstance(answer, Tracer) else np.ravel(answer)
 
 
 def _joined(parts: list[Any], axis: int = 0) -> Any:
@@ -161,7 +161,7 @@ def _joined(parts: list[Any], axis: int = 0) -> Any:
 
 def _columns(answer: Any) -> Any:
     """A batch's answer, one or several arrays of which each has a row for each setting."""
-    leaves = [x if isinstance(x, jax.Array) else np.asarray(x) for x in _leaves(answer)]
+    leaves = [x if isinstance(x, Tracer) else np.asarray(x) for x in _leaves(answer)]
     return _joined([x.reshape((*x.shape[:1], -1)) for x in leaves], axis=-1)
 
 
