@@ -1,7 +1,7 @@
 """Parameters of every kind, under each of jax's strictness flags."""
 
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -155,3 +155,17 @@ def test_a_vector_of_shots_is_refused():
 def test_what_are_no_random_streams_is_refused():
     with pytest.raises(TypeError, match="rngs=0 must be"):
         qsgd.nn.QuantumAttention(rngs=0)  # pyright: ignore[reportArgumentType]
+
+
+class Layer(NamedTuple):
+    """Two fields of which the path of one begins as that of the other does."""
+
+    w: Any
+    w2: Any
+
+
+def test_a_leaf_without_a_gradient_hides_no_wrong_one_beside_it():
+    params, gradients = Layer(jnp.ones(2), jnp.ones(3)), Layer(None, jnp.ones(4))
+    optimizer = qsgd.superpose(optax.sgd(1.0))
+    with pytest.raises(ValueError, match=r"shape \(4,\) at '\.w2' .* shape \(3,\)"):
+        optimizer.update(gradients, optimizer.init(params), params)

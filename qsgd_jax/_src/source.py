@@ -129,6 +129,7 @@ def _default_surrogate() -> Surrogate:
 
 
 def chosen(surrogate: Any) -> AnySurrogate:
+    """What answers the weights: the argument, once it is known to do so, or the default."""
     if surrogate is None:
         return _default_surrogate()
     if not isinstance(surrogate, AnySurrogate):

@@ -52,7 +52,7 @@ def check_gradients(gradients: PyTree, params: PyTree) -> None:
     found, expected = _shapes(gradients), _shapes(params)
     absent = [path for path, shape in found.items() if shape is None]
     for path in expected | found:
-        if any(path.startswith(above) for above in absent):
+        if any(path.startswith((f"{above}[", f"{above}.")) or path == above for above in absent):
             continue
         if path not in found:
             raise ValueError(f"gradients have nothing at {path!r}, where params have a leaf.")
