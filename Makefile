@@ -93,7 +93,7 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 .catalyst/installed: pyproject.toml constraints-catalyst.txt
 	@test -x .catalyst/bin/python || $(PYTHON) -m venv .catalyst
 	.catalyst/bin/python $(PIP_INSTALL) --constraint constraints-catalyst.txt \
-	  --editable '.[catalyst]' pennylane-lightning-kokkos pytest pytest-xdist hypothesis joblib
+	  --editable '.[catalyst]' pennylane-lightning-kokkos pytest pytest-xdist hypothesis joblib cloudpickle
 	@touch $@
 
 # Whatever is new is installed in each run: hence no date of its own.
@@ -102,7 +102,7 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 	@test -n "$(PYTHON_NEWEST)" || { echo "No Python 3.13 found: make $(MAKECMDGOALS) PYTHON_NEWEST=..."; exit 1; }
 	@test -x .newest/bin/python || "$(PYTHON_NEWEST)" -m venv .newest
 	.newest/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager \
-	  --editable . pennylane-lightning-kokkos pytest pytest-xdist hypothesis joblib orbax-checkpoint
+	  --editable . pennylane-lightning-kokkos pytest pytest-xdist hypothesis joblib cloudpickle orbax-checkpoint
 
 .gpu_wheels/gathered: benchmarks/gpu_wheels.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; say which: make PYTHON=..."; exit 1; }

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from typing import Any
 
+import cloudpickle
 import jax
 import jax.numpy as jnp
 import joblib
 import numpy as np
 import optax
 import pytest
-from joblib.externals import cloudpickle
 
 import qsgd_jax as qsgd
 
