@@ -266,6 +266,27 @@ print("done")
     assert result.stdout == "done\n", result.stderr
 
 
+def test_threads_that_import_do_not_deadlock_with_a_simulator():
+    """Who looks for thread pools holds the loader's lock; a process that hangs can be ended."""
+    program = """
+import ctypes, threading, qsgd_jax as qsgd
+done = threading.Event()
+def load():
+    while not done.is_set():
+        ctypes.CDLL("libm.so.6")  # as the import of any extension module does
+qsgd.probe(qsgd.Circuit(1))
+threading.Thread(target=load, daemon=True).start()
+for seed in range(300):
+    qsgd.probe(qsgd.Circuit(1, 1, seed=seed))
+done.set()
+print("done")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.stdout == "done\n", result.stderr
+
+
 def test_unknown_device_name_lists_those_installed():
     with pytest.raises(ValueError) as caught:
         devices.open_device("lightning.qbit", 2)

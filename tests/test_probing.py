@@ -239,6 +239,7 @@ OF_QNODE = {"circuit": QNODE, "n_inputs": 3, "degree": 2}
         (OF_QNODE | {"target_standard_error": 2}, ValueError, "target_standard_error=2"),
         (OF_QNODE | {"device": "no.such"}, ValueError, "'no.such'"),
         (OF_QNODE | {"device": 3}, TypeError, "device=3"),
+        (OF_QNODE | {"device": "default.qutrit"}, ValueError, "'default.qutrit' refuses"),
         (OF_QNODE | {"circuit": qml.set_shots(QNODE, (5, 5))}, ValueError, "vector of shots"),
         (FUNCTION | {"circuit": 3}, TypeError, "circuit=3"),
         (FUNCTION | {"device": "default.qubit"}, ValueError, "device='default.qubit'"),
@@ -248,9 +249,11 @@ OF_QNODE = {"circuit": QNODE, "n_inputs": 3, "degree": 2}
         (FUNCTION | {"circuit": lambda x: np.nan * x}, ValueError, "not finite"),
         (FUNCTION | {"circuit": lambda x: np.zeros(1 + (x[0] > 0))}, ValueError, "same shape"),
         ({"circuit": qsgd.Circuit(), "degree": 1}, ValueError, "'degree': 1.* Circuit"),
+        ({"circuit": qsgd.Circuit(), "device": "default.qutrit"}, ValueError, "'default.qutrit'"),
         ({"circuit": qsgd.Circuit(12, 1)}, ValueError, "531441 settings .* qsgd_jax.Direct"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Operator .* does not define a decomposition")
 def test_bad_input_is_refused_by_name(arguments, error, message):
     with pytest.raises(error, match=message):
         qsgd.probe(**arguments)

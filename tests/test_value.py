@@ -146,7 +146,7 @@ def test_a_file_of_another_kind_is_refused(change, message, tmp_path):
         qsgd.Surrogate.load(path)
     for text in ("", "3", "[]", "{}"):
         path.write_text(text)
-        with pytest.raises(ValueError, match="holds no surrogate"):
+        with pytest.raises(ValueError, match="holds no Surrogate"):
             qsgd.Surrogate.load(path)
 
 

@@ -4,20 +4,31 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int32
 
 from qsgd_jax._src import blocks
+from qsgd_jax._src.trees import check_stacked_axes, stacked_axes_of
 from qsgd_jax._src.typing import PyTree
 from qsgd_jax._src.xla import apart, in_one_loop
 
 Leaf = Float[Array, "..."]
-Answer = Callable[[list[Leaf]], list[Leaf]]
-"""From blocks, one array for each of their coordinates, to as many arrays of weights."""
+
+
+class Answer(NamedTuple):
+    """How the weights of blocks are answered.
+
+    Attributes:
+      n: number of coordinates of a block.
+      weights: from an array for each coordinate of a block to as many arrays of weights.
+      alone: whether each coordinate is answered by itself, as if `n` were 1.
+    """
+
+    n: int
+    weights: Callable[[list[Leaf]], list[Leaf]]
+    alone: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,35 +38,19 @@ class Coverage(abc.ABC):
     stacked_axes: Any = 0
 
     def __post_init__(self) -> None:
-        for value in jax.tree.leaves(self.stacked_axes):
-            number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            if not callable(value) and not (number and value >= 0):
-                raise ValueError(
-                    f"stacked_axes={self.stacked_axes!r} must be an integer of at least 0, a "
-                    "function of path and leaf, or a tree of such integers."
-                )
+        check_stacked_axes(self.stacked_axes)
 
     @abc.abstractmethod
-    def weigh(
-        self,
-        answer: Answer,
-        n: int,
-        theta: Leaf,
-        x: Leaf | None,
-        strength: Array | None,
-        one_by_one: bool = False,
-    ) -> Leaf:
+    def weigh(self, answer: Answer, theta: Leaf, x: Leaf | None, strength: Array | None) -> Leaf:
         r"""What the weights make of a leaf.
 
         .. math:: w(\theta) \odot x, \qquad\text{with a strength } x \odot (1 + \lambda w(\theta))
 
         Args:
           answer: the weights of blocks.
-          n: number of coordinates of a block.
           theta: the leaf of parameters.
           x: of its shape; `None` for the weights themselves.
           strength: λ, a scalar of the dtype of x.
-          one_by_one: whether coordinates are answered one by one, each by itself.
 
         Returns:
           An array of that shape.
@@ -80,13 +75,7 @@ class Coverage(abc.ABC):
 
     def stacks(self, params: PyTree) -> PyTree:
         """How many leading axes of each leaf stack layers."""
-        given = self.stacked_axes
-        if callable(given):
-            return jax.tree_util.tree_map_with_path(given, params)
-        try:
-            return jax.tree.map(lambda n, part: jax.tree.map(lambda _: n, part), given, params)
-        except ValueError as error:
-            raise ValueError(f"stacked_axes={given!r} is no prefix of params: {error}") from error
+        return stacked_axes_of(self.stacked_axes, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,19 +99,13 @@ class Leading(Coverage):
        [1. 0.]]
     """
 
-    def weigh(
-        self,
-        answer: Answer,
-        n: int,
-        theta: Leaf,
-        x: Leaf | None,
-        strength: Array | None,
-        one_by_one: bool = False,
-    ) -> Leaf:
-        corners = blocks.corner_blocks(theta, n)
-        columns = [corners] if one_by_one else [corners[..., j] for j in range(n)]
-        weights = answer(columns)
-        head = apart(weights[0] if one_by_one else jnp.stack(weights, axis=-1))
+    def weigh(self, answer: Answer, theta: Leaf, x: Leaf | None, strength: Array | None) -> Leaf:
+        corners = blocks.corner_blocks(theta, answer.n)
+        if answer.alone:
+            (head,) = answer.weights([corners])
+        else:
+            head = jnp.stack(answer.weights([corners[..., j] for j in range(answer.n)]), axis=-1)
+        head = apart(head)
         if x is None:
             return blocks.from_leading_block(head, theta.shape)
         head = head.astype(x.dtype)
@@ -131,7 +114,7 @@ class Leading(Coverage):
             return x * (1 + strength * blocks.from_leading_block(head, theta.shape))
         # x is read at the block alone: XLA would read all of it, to multiply most by zero, which
         # is a tenth of AdamW's memory traffic.
-        corners = blocks.corner_blocks(x, n)
+        corners = blocks.corner_blocks(x, answer.n)
         head = head.reshape((1,) * (corners.ndim - head.ndim) + head.shape)
         return blocks.from_leading_block(head * corners, theta.shape)
 
@@ -168,18 +151,10 @@ class Everywhere(Coverage):
        [1. 1.]]
     """
 
-    def weigh(
-        self,
-        answer: Answer,
-        n: int,
-        theta: Leaf,
-        x: Leaf | None,
-        strength: Array | None,
-        one_by_one: bool = False,
-    ) -> Leaf:
-        n = 1 if one_by_one else n
+    def weigh(self, answer: Answer, theta: Leaf, x: Leaf | None, strength: Array | None) -> Leaf:
+        n = 1 if answer.alone else answer.n
         # The weights of coordinates that a leaf of fewer rows lacks would be dropped.
-        weights = answer(blocks.blocks(theta, n))[: blocks.n_filled(theta.shape, n)]
+        weights = answer.weights(blocks.blocks(theta, n))[: blocks.n_filled(theta.shape, n)]
         # What they act on goes into their loop. From parameters alone XLA would compute all
         # weights before the gradients, and keep them in memory.
         if x is not None:

@@ -16,7 +16,7 @@ import pennylane as qml
 from jaxtyping import Float
 from pennylane.devices import DefaultQubit, Device, ExecutionConfig
 from pennylane.tape import QuantumScript, make_qscript
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from qsgd_jax._src.circuit import Circuit, Readout
 
@@ -97,7 +97,9 @@ def run_on_host(
         answers = _run_broadcast(circuit, device, readout, encoding, angles, shots)
     else:
         prepared = (prepare or Prepared)(circuit, device, readout, None, shots)
-        answers = _in_chunks(prepared.answers, prepared.tapes(encoding, angles), circuit.n_qubits)
+        answers = _in_chunks(
+            prepared.answers, prepared.tapes(encoding, angles), device, circuit.n_qubits
+        )
     return answers.reshape((*encoding.shape[:-2], circuit.n_outputs(readout)))
 
 
@@ -111,20 +113,34 @@ def slopes_on_host(
 ) -> Float[np.ndarray, "*lead batch outputs gates"]:
     """The derivative of each ⟨Z_j⟩ by each gate's angle, `(*lead, batch, outputs, gates)`."""
     prepared = prepare(circuit, device, "expectation", "adjoint")
-    slopes = _in_chunks(prepared.slopes, prepared.tapes(encoding, angles), circuit.n_qubits)
+    slopes = _in_chunks(prepared.slopes, prepared.tapes(encoding, angles), device, circuit.n_qubits)
     return slopes.reshape((*encoding.shape[:-2], circuit.n_qubits, prepared.n_gates))
 
 
-def few_threads(n_qubits: int) -> threadpool_limits:
+def few_threads(device: Device, n_qubits: int) -> Any:
     """Keep a small circuit to one of a simulator's threads."""
     limit = 1 if n_qubits < _FEWEST_QUBITS_FOR_THREADS else None
-    return threadpool_limits(limit, user_api="openmp")
+    pools = _thread_pools(type(getattr(device, "target_device", device)))
+    return pools.limit(limits=limit, user_api="openmp")
+
+
+@functools.cache
+def _thread_pools(kind: type) -> ThreadpoolController:
+    """Those loaded once a device of this kind is open.
+
+    Looking for them in each call would at last meet another thread's import and wait for it
+    forever: one holds the loader's lock and waits for Python's, the other the reverse.
+    """
+    return ThreadpoolController()
 
 
 def _in_chunks(
-    ask: Callable[[list[QuantumScript]], Any], tapes: Iterator[QuantumScript], n_qubits: int
+    ask: Callable[[list[QuantumScript]], Any],
+    tapes: Iterator[QuantumScript],
+    device: Device,
+    n_qubits: int,
 ) -> np.ndarray:
-    with few_threads(n_qubits):
+    with few_threads(device, n_qubits):
         chunks = iter(lambda: list(itertools.islice(tapes, _MAX_BATCH)), [])
         answers = [np.asarray(ask(chunk)) for chunk in chunks]
     return np.concatenate(answers or [np.zeros(0)])

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import pennylane as qml
 from jaxtyping import Bool, Float
+from pennylane.exceptions import DeviceError
 
 from qsgd_jax._src import devices, fourier, qnodes
 from qsgd_jax._src.checks import check_integer, shots_for
 from qsgd_jax._src.circuit import Circuit
-from qsgd_jax._src.provenance import Provenance
+from qsgd_jax._src.provenance import VERSION, Provenance
 from qsgd_jax._src.surrogate import Readout, Surrogate
 
 # 65,536 tapes are about 4 seconds on lightning.qubit and 1 GB of host memory; 2²²
@@ -251,7 +252,10 @@ def _probed(source: _Source, readout: Readout, verbose: bool) -> Surrogate:
     settings = np.concatenate([grid, further]) * scale
     if verbose:
         print(_cost(source, n_grid, len(further)))
-    values = source.answer(source.origin + settings)
+    try:
+        values = source.answer(source.origin + settings)
+    except DeviceError as error:
+        raise ValueError(f"{source.name}: device={source.device!r} refuses it: {error}") from error
     concrete = isinstance(values, np.ndarray)
     if concrete and not np.isfinite(values).all():
         raise ValueError(f"{source.name} on {source.device!r} answers with values not finite.")
@@ -306,7 +310,8 @@ def _compare(
             f"{source.degree} and period={source.period}: at {len(others)} settings off the grid "
             f"it is up to {np.abs(misfit).max():.2g} off what the {len(values)} on it imply. Is a "
             "degree larger, a period another, or an input encoded in another way? (A rotation "
-            "controlled by a qubit has period 4π and twice the degree.)"
+            "controlled by a qubit has period 4π and twice the degree.) "
+            + ("Or does it measure? shots= says how often." if source.shots is None else "")
         )
 
 
@@ -321,10 +326,8 @@ def _standard_errors(
 
 
 def _provenance(source: _Source) -> Provenance:
-    from qsgd_jax import __version__  # which imports this module
-
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    versions = ("qsgd_jax", __version__), ("pennylane", qml.version())
+    versions = ("qsgd_jax", VERSION), ("pennylane", qml.version())
     return Provenance(source.name, source.checksum, source.device, source.shots, now, versions)
 
 

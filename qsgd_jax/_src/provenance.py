@@ -2,6 +2,8 @@
 
 import dataclasses
 
+VERSION = "0.1.0"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Provenance:

@@ -124,7 +124,7 @@ def _run(call: Call, settings: list[np.ndarray]) -> list[Any]:
     tapes, recipes = _tapes(call, settings)
     device, options = call.function.device, call.function.execute_kwargs
     names = ("mcm_method", "postselect_mode")
-    with few_threads(len(device.wires or tapes[0].wires)):
+    with few_threads(device, len(device.wires or tapes[0].wires)):
         found = qml.execute(tapes, device, diff_method=None, **{k: options[k] for k in names})
     answers, start = [], 0
     for size, recipe in recipes:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -17,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from qsgd_jax._src import fourier, saving
 from qsgd_jax._src.half_turns import half_turns
 from qsgd_jax._src.provenance import Provenance
+from qsgd_jax._src.trees import as_value
 
 Readout = Literal["expectation", "probabilities"]
 """What the outputs are: expectation values, or the probability of each bitstring."""
@@ -77,7 +77,7 @@ class Surrogate:
 
     def __post_init__(self) -> None:
         for name in _ARRAYS:
-            object.__setattr__(self, name, _as_value(getattr(self, name)))
+            object.__setattr__(self, name, as_value(getattr(self, name)))
         sizes = tuple(2 * degree + 1 for degree in self.degree)
         if np.shape(self.coefficients)[1:] != sizes:
             raise ValueError(
@@ -98,7 +98,7 @@ class Surrogate:
                 raise ValueError(f"{name} must be finite; {(~np.isfinite(value)).sum()} are not.")
         if isinstance(self.coefficients, np.ndarray):
             table = np.where(np.abs(self.coefficients) > fourier.ZERO, self.coefficients, 0.0)
-            object.__setattr__(self, "coefficients", _as_value(table))
+            object.__setattr__(self, "coefficients", as_value(table))
             nonzero = np.flatnonzero(table)
             few = nonzero.size < min(self.coefficients.size, fourier.MAX_UNROLLED_TERMS + 1)
             object.__setattr__(self, "support", tuple(nonzero.tolist()) if few else None)
@@ -237,8 +237,7 @@ class Surrogate:
         """
         if self.traced:
             raise ValueError("A surrogate that JAX is tracing has no values to save.")
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        Path(path).write_text(saving.to_json(fields))
+        saving.write(path, "Surrogate", self.to_content())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Surrogate":
@@ -253,11 +252,20 @@ class Surrogate:
         Raises:
           ValueError: if the file holds something else, or another version.
         """
-        fields = saving.from_json(Path(path).read_text(), str(path))
+        content = saving.read(path, "Surrogate")
         try:
-            return cls(**fields)
-        except (TypeError, ValueError) as error:
+            return cls.from_content(content)
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             raise ValueError(f"{path} holds a surrogate that cannot be read: {error}.") from error
+
+    def to_content(self) -> dict[str, Any]:
+        """What `save` writes: a dictionary for JSON."""
+        return saving.to_content(self)
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any]) -> "Surrogate":
+        """The surrogate of such a dictionary."""
+        return cls(**saving.from_content(content))
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         """Its arrays by name, and what is static."""
@@ -272,7 +280,7 @@ class Surrogate:
         for name, value in zip(names, static, strict=True):
             object.__setattr__(new, name, value)
         for name, value in zip(_ARRAYS, arrays, strict=True):
-            object.__setattr__(new, name, _as_value(value))
+            object.__setattr__(new, name, as_value(value))
         if isinstance(new.coefficients, np.ndarray) and new.support is not None:
             outside = np.delete(new.coefficients.ravel(), list(new.support))
             if np.any(np.abs(outside) > fourier.ZERO):  # changed by hand
@@ -329,18 +337,3 @@ class Surrogate:
 jax.tree_util.register_pytree_with_keys(
     Surrogate, Surrogate.tree_flatten_with_keys, Surrogate.tree_unflatten
 )
-
-
-def _as_value(array: Any) -> Any:
-    """A concrete array as a float64 NumPy array of its own, which cannot be written to."""
-    if isinstance(array, Tracer) or not isinstance(array, (jax.Array, np.ndarray)):
-        return array
-    if isinstance(array, jax.Array) and not (
-        array.is_fully_addressable or array.is_fully_replicated
-    ):
-        return array
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):
-        return array  # such as a float0 tangent
-    value = np.array(array, np.float64)
-    value.setflags(write=False)
-    return value

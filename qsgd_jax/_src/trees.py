@@ -32,6 +32,42 @@ def wider(*dtypes: Any) -> Any:
         return functools.reduce(jnp.promote_types, dtypes)
 
 
+def as_value(array: Any) -> Any:
+    """A concrete array as a float64 NumPy array of its own, which cannot be written to."""
+    if isinstance(array, Tracer) or not isinstance(array, (jax.Array, np.ndarray)):
+        return array
+    if isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    ):
+        return array
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        return array  # such as a float0 tangent
+    value = np.array(array, np.float64)
+    value.setflags(write=False)
+    return value
+
+
+def check_stacked_axes(given: Any) -> None:
+    """Refuse what cannot say how many leading axes of leaves stack layers."""
+    for value in jax.tree.leaves(given):
+        number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not callable(value) and not (number and value >= 0):
+            raise ValueError(
+                f"stacked_axes={given!r} must be an integer of at least 0, a function of path and "
+                "leaf, or a tree of such integers."
+            )
+
+
+def stacked_axes_of(given: Any, params: PyTree) -> PyTree:
+    """How many leading axes of each leaf stack layers."""
+    if callable(given):
+        return jax.tree_util.tree_map_with_path(given, params)
+    try:
+        return jax.tree.map(lambda n, part: jax.tree.map(lambda _: n, part), given, params)
+    except ValueError as error:
+        raise ValueError(f"stacked_axes={given!r} is no prefix of params: {error}") from error
+
+
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...] | None]:
     """The shape of every leaf by its path, `None` for a `None`."""
     paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qsgd_jax._src.coverage import Coverage, Leading
+from qsgd_jax._src.coverage import Answer, Coverage, Leading
 from qsgd_jax._src.direct import Direct
 from qsgd_jax._src.sampling import Sampled, leaf_key, slice_keys
 from qsgd_jax._src.surrogate import Surrogate
@@ -193,7 +193,7 @@ def _of_leaf(
             return found
         return weigher.sample(found, cast(Array, key), coverage.numbers(theta.shape, n))
 
-    return coverage.weigh(answer, n, theta, x, strength, one_by_one=line is not None)
+    return coverage.weigh(Answer(n, answer, line is not None), theta, x, strength)
 
 
 def _as_weights(theta: Any) -> Array:
