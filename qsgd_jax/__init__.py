@@ -6,10 +6,18 @@ from typing import TYPE_CHECKING, Any
 from qsgd_jax._src.coverage import Everywhere, Leading
 from qsgd_jax._src.diagnostics import PerturbationDiagnostics
 from qsgd_jax._src.direct import Direct
-from qsgd_jax._src.provenance import Provenance
+from qsgd_jax._src.provenance import VERSION, Provenance
 from qsgd_jax._src.refreshable import RefreshableCoefficients, refreshable
 from qsgd_jax._src.sampling import sampled
 from qsgd_jax._src.source import superposition_weights
+from qsgd_jax._src.spectral.angles import spectral_angles
+from qsgd_jax._src.spectral.cascade import SpectralCascade
+from qsgd_jax._src.spectral.routing import SpectralRouting, spectral_routing
+from qsgd_jax._src.spectral.transforms import (
+    ScaleBySpectralSuperpositionState,
+    scale_by_spectral_superposition,
+    superpositional_muon,
+)
 from qsgd_jax._src.surrogate import Surrogate
 from qsgd_jax._src.transforms import (
     ScaleBySuperpositionState,
@@ -24,8 +32,10 @@ if TYPE_CHECKING:
     from qsgd_jax._src.circuit import Circuit
     from qsgd_jax._src.probing import probe
     from qsgd_jax._src.remote.prober import ProbeAccounting, ProbeError, RemoteProber
+    from qsgd_jax._src.spectral.building import spectral_cascade
+    from qsgd_jax._src.spectral.circuit import spectral_circuit
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Circuit",
@@ -38,17 +48,26 @@ __all__ = [
     "Provenance",
     "RefreshableCoefficients",
     "RemoteProber",
+    "ScaleBySpectralSuperpositionState",
     "ScaleBySuperpositionState",
+    "SpectralCascade",
+    "SpectralRouting",
     "SuperposeState",
     "Surrogate",
     "nn",
     "probe",
     "refreshable",
     "sampled",
+    "scale_by_spectral_superposition",
     "scale_by_superposition",
+    "spectral_angles",
+    "spectral_cascade",
+    "spectral_circuit",
+    "spectral_routing",
     "superpose",
     "superposition_weights",
     "superpositional_adamw",
+    "superpositional_muon",
 ]
 
 # Imported when first asked for: these import PennyLane, `nn` imports Flax.
@@ -58,6 +77,8 @@ _LATER = {
     "ProbeError": "remote.prober",
     "RemoteProber": "remote.prober",
     "probe": "probing",
+    "spectral_cascade": "spectral.building",
+    "spectral_circuit": "spectral.circuit",
 }
 
 

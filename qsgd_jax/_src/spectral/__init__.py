@@ -1,0 +1,1 @@
+"""Circuits of one qubit that read the singular values of matrices."""

@@ -1,0 +1,244 @@
+"""A cascade of one-qubit circuits: a function of singular values, from their probes alone."""
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from qsgd_jax._src import saving
+from qsgd_jax._src.spectral import polynomials
+from qsgd_jax._src.surrogate import Surrogate
+
+# How large a part of an answer that is not odd may be: noise leaves some, another circuit more.
+_MOST_NOT_ODD = 0.1
+# Terms of a polynomial up to which its powers keep as many digits as its Chebyshev polynomials.
+_FEW_POWERS = 4
+# On a GPU not in TF32, its default.
+_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectralCascade:
+    r"""Circuits of one qubit, one after the other, as the odd function of a singular value.
+
+    .. math:: \sigma \leftarrow o_s \, f_s(\sigma / i_s), \qquad s = 1, 2, \dots
+
+    On a matrix :math:`U \Sigma V^\top` it acts as :math:`U f(\Sigma) V^\top`, by products alone.
+    `spectral_cascade` makes it. It is a value: a pytree, compared and hashed by content, to be
+    pickled, copied, saved and loaded.
+
+    Attributes:
+      stages: the surrogate of each circuit, of one input θ with σ = sin(2πθ / period). Of its
+        coefficients those of sin(2πkθ / period), k odd, are the polynomial f in σ.
+      input_scales: i.
+      output_scales: o.
+      deviations: for each stage how far its answer, times its output scale, is from the polynomial
+        that it was made for, over that scale, at most in [0, 1]; `None` where there is none.
+
+    Raises:
+      ValueError: if there are not as many scales as stages, a stage has not one input and one
+        output, its answer is not odd, or it leaves the range of the next one.
+
+    Example:
+      >>> import qsgd_jax as qsgd
+      >>> cascade = qsgd.spectral_cascade("muon")
+      >>> print(cascade.evaluate([0.0, 0.01, 1.0]).round(3))
+      [0.    0.699 0.696]
+
+    References:
+      Quantum singular value transformation: Gilyén, Su, Low, Wiebe, arXiv:1806.01838.
+    """
+
+    stages: tuple[Surrogate, ...]
+    input_scales: tuple[Any, ...]
+    output_scales: tuple[Any, ...]
+    deviations: tuple[float | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "deviations", self.deviations or (None,) * len(self.stages))
+        for name in ("input_scales", "output_scales", "deviations"):
+            if len(getattr(self, name)) != len(self.stages) or not self.stages:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} must be one for each of {len(self.stages)} "
+                    "stages, of which there must be one at least."
+                )
+        for place, stage in enumerate(self.stages):
+            if not isinstance(stage, Surrogate):
+                raise TypeError(f"stage {place}: {stage!r} must be a Surrogate.")
+            if (stage.n_inputs, stage.n_outputs) != (1, 1) or stage.readout != "expectation":
+                raise ValueError(
+                    f"stage {place}: {stage!r} must have one input and one output, an expectation."
+                )
+        if not self.traced:
+            self._check_ranges()
+
+    @property
+    def traced(self) -> bool:
+        """Whether JAX is tracing its numbers."""
+        return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self))
+
+    @property
+    def polynomials(self) -> list[Any]:
+        """The coefficients of T₁, T₃, T₅, … of each stage: NumPy, unless traced."""
+        return [odd_part(stage) for stage in self.stages]
+
+    def not_odd(self) -> list[float]:
+        """How large the part of each stage's answer is that is not odd in σ, and is left out."""
+        return [_not_odd(stage) for stage in self.stages]
+
+    def evaluate(self, sigma: Any) -> np.ndarray:
+        """The function of singular values in [0, 1] that it is, in NumPy and float64."""
+        sigma = np.asarray(sigma, np.float64)
+        for odd, i, o in self._steps():
+            sigma = o * polynomials.value(odd, sigma / i)
+        return sigma
+
+    def weights(self, sigma: Any) -> np.ndarray:
+        """The weight of singular values in (0, 1], f(σ)/σ."""
+        return self.evaluate(sigma) / np.asarray(sigma, np.float64)
+
+    def _steps(self) -> Any:
+        return zip(self.polynomials, self.input_scales, self.output_scales, strict=True)
+
+    def _check_ranges(self) -> None:
+        reach = 1.0
+        for place, (odd, i, o) in enumerate(self._steps()):
+            for name, scale in (("input", i), ("output", o)):
+                if not (np.ndim(scale) == 0 and np.isfinite(scale) and scale > 0):
+                    raise ValueError(
+                        f"{name}_scales[{place}]={scale!r} must be positive and finite."
+                    )
+            stage, rest = self.stages[place], _not_odd(self.stages[place])
+            if rest > _MOST_NOT_ODD:
+                raise ValueError(
+                    f"stage {place}: {stage!r} has a part of {rest:.2g} that is not odd in σ = "
+                    f"sin(2πθ / {stage.period[0]:.4g}); allowed is {_MOST_NOT_ODD}, for noise."
+                )
+            # A noisy stage may leave its range by as much as it is off.
+            slack = 1e-6 + (self.deviations[place - 1] or 0.0 if place else 0.0)
+            slack += 5 / stage.shots**0.5 if stage.shots else 0.0
+            if reach > i * (1 + slack):
+                before = "singular values begin" if not place else f"stage {place - 1} answers"
+                raise ValueError(
+                    f"input_scales[{place}]={float(i):.6g}: {before} up to {reach:.6g}, beyond "
+                    "what the circuit takes; allowed is that or more."
+                )
+            reach = float(o) * polynomials.peak(odd, min(1.0, reach / i))[1]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a small JSON file, which `SpectralCascade.load` reads without PennyLane.
+
+        Args:
+          path: of the file.
+
+        Raises:
+          ValueError: if it is traced.
+        """
+        if self.traced:
+            raise ValueError("A cascade that JAX is tracing has no values to save.")
+        content = {
+            "stages": [stage.to_content() for stage in self.stages],
+            "input_scales": list(map(float, self.input_scales)),
+            "output_scales": list(map(float, self.output_scales)),
+            "deviations": list(self.deviations),
+        }
+        saving.write(path, "SpectralCascade", content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "SpectralCascade":
+        """Read what `save` has written.
+
+        Args:
+          path: of the file.
+
+        Returns:
+          An equal cascade.
+
+        Raises:
+          ValueError: if the file holds something else, or another version.
+        """
+        content = saving.read(path, "SpectralCascade")
+        try:
+            numbers = (
+                tuple(content[name]) for name in ("input_scales", "output_scales", "deviations")
+            )
+            return cls(tuple(map(Surrogate.from_content, content["stages"])), *numbers)
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise ValueError(f"{path} holds a cascade that cannot be read: {error}.") from error
+
+    def __repr__(self) -> str:
+        degrees = ", ".join(str(stage.degree[0]) for stage in self.stages)
+        devices = ", ".join(dict.fromkeys(stage.provenance.device for stage in self.stages))
+        return f"SpectralCascade({len(self.stages)} stages of degree {degrees}, {devices})"
+
+
+jax.tree_util.register_dataclass(
+    SpectralCascade,
+    data_fields=["stages", "input_scales", "output_scales"],
+    meta_fields=["deviations"],
+)
+
+
+def odd_part(stage: Surrogate) -> Any:
+    r"""The coefficients of T₁, T₃, T₅, … in σ of a stage's answer.
+
+    .. math:: \sin k\pi\theta = (-1)^{(k-1)/2} \, T_k(\sin \pi\theta), \qquad k \text{ odd}
+    """
+    sines = stage.coefficients[0][2::4]
+    return sines * (-1.0) ** np.arange(len(sines))
+
+
+def _not_odd(stage: Surrogate) -> float:
+    rest = np.array(stage.coefficients[0])
+    rest[2::4] = 0
+    harmonics = np.outer(np.arange(1, stage.degree[0] + 1), np.linspace(0, 2 * np.pi, 257))
+    found = rest[0] + rest[1::2] @ np.cos(harmonics) + rest[2::2] @ np.sin(harmonics)
+    return float(np.abs(found).max())
+
+
+def on_matrix(cascade: SpectralCascade, x: Float[Array, "m n"]) -> Float[Array, "m n"]:
+    r"""The cascade on the singular values of a matrix: :math:`U f(\Sigma) V^\top`.
+
+    With :math:`A = X X^\dagger` an odd polynomial of X is one of A, times X: in powers of A, as
+    Muon sums it, or, of high degree, where powers lose all digits, by Clenshaw's recurrence,
+    :math:`T_{2j+1}(x) = (4x^2 - 2) T_{2j-1}(x) - T_{2j-3}(x)`.
+
+    Args:
+      cascade: its polynomials and scales.
+      x: real or complex, m ≤ n, of singular values within [0, 1].
+
+    Returns:
+      A matrix of that shape.
+    """
+    for odd, i, o in zip(
+        cascade.polynomials, cascade.input_scales, cascade.output_scales, strict=True
+    ):
+        y = x / i
+        x = (_by_powers if len(odd) <= _FEW_POWERS else _by_clenshaw)(odd * o, y)
+    return x
+
+
+def _by_powers(odd: Any, y: Array) -> Array:
+    first, *others = jnp.asarray(odd @ polynomials.powers(len(odd)), y.real.dtype)
+    if not others:
+        return first * y
+    gram = _product(y, y.conj().T)
+    total = others[-1] * gram
+    for c in others[-2::-1]:
+        total = c * gram + _product(total, gram)
+    return first * y + _product(total, y)
+
+
+def _by_clenshaw(odd: Any, y: Array) -> Array:
+    odd, identity = jnp.asarray(odd, y.real.dtype), jnp.eye(len(y), dtype=y.dtype)
+    step = 4 * _product(y, y.conj().T) - 2 * identity
+    after, now = odd[-1] * identity, odd[-2] * identity + odd[-1] * step
+    for c in odd[-3::-1]:
+        after, now = now, c * identity + _product(step, now) - after
+    return _product(now - after, y)

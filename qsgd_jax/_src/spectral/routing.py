@@ -1,0 +1,271 @@
+"""Which leaves of a model are matrices whose singular values a circuit reads, and which are not.
+
+Shapes cannot say: an attention's `query` and `out` kernels may have the same one. Names can.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from optax.contrib import MuonDimensionNumbers
+
+from qsgd_jax._src.trees import check_stacked_axes, is_number, stacked_axes_of
+from qsgd_jax._src.typing import PyTree
+
+SPECTRAL, ADAMW = "spectral", "adamw"
+
+UNKNOWN = "not in the table: say which axes by labels="
+
+_VECTORS = {"b", "scale", "gamma", "beta", "mean", "var"}
+_EMBEDDING = re.compile(r"embed|^(wte|wpe|emb|(tok|pos|token|position)_emb|cls|cls_token)$")
+_HEADS = {"head", "lm_head", "logits", "unembed"}
+_ATTENTION_IN = {
+    f"{x}{end}" for x in ("query", "key", "value", "qkv", "kv") for end in ("", "_proj")
+}
+_ATTENTION_IN |= {"q", "k", "v", "q_proj", "k_proj", "v_proj"}
+_ATTENTION_OUT = {"out", "o", "out_proj", "o_proj", "output_proj"}
+_EXPERTS = re.compile(r"expert|moe")
+
+
+class Route(NamedTuple):
+    """Where a leaf goes, and why.
+
+    Attributes:
+      label: `"spectral"` or `"adamw"`.
+      why: the rule that decided, in words.
+      numbers: which axes of a matrix are its rows, and which its columns; the others are batched.
+    """
+
+    label: str
+    why: str
+    numbers: MuonDimensionNumbers | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectralRouting:
+    """Which leaves are matrices, and which of their axes: a table of names, and your own word.
+
+    Args:
+      stacked_axes: how many leading axes of a leaf stack layers, as `nnx.scan` and `vmap` make
+        them; each layer is a matrix of its own. A number for all leaves, a function of path and
+        leaf, or a tree of numbers whose structure is a prefix of the parameters'.
+      labels: your own word on some leaves: a tree whose structure is a prefix of the parameters',
+        or a function of the parameters that makes one, of `"spectral"` (a matrix), `"adamw"`,
+        an `optax.contrib.MuonDimensionNumbers` (a matrix of these axes), or `None`, which leaves
+        the leaf to the table.
+
+    Raises:
+      ValueError: if `stacked_axes` is none of these; in use, if a label is no route, or a leaf has
+        fewer axes.
+
+    Example:
+      >>> import jax.numpy as jnp, qsgd_jax as qsgd
+      >>> params = {"dense": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}}
+      >>> print(qsgd.spectral_routing(params))
+      leaf                 shape   route     why
+      ['dense']['bias']    (4,)    adamw     a vector
+      ['dense']['kernel']  (8, 4)  spectral  a matrix
+    """
+
+    stacked_axes: Any = 0
+    labels: Any = None
+
+    def __post_init__(self) -> None:
+        check_stacked_axes(self.stacked_axes)
+
+
+def spectral_routing(params: PyTree, routing: SpectralRouting | None = None) -> str:
+    """Where each leaf of a model goes, and why, as a table to print.
+
+    Args:
+      params: arrays of any shape and dtype, or `jax.ShapeDtypeStruct`.
+      routing: as for `superpositional_muon`.
+
+    Returns:
+      Lines of leaf, shape, route and why.
+
+    Raises:
+      ValueError: if a label is no route, or a leaf has fewer axes than stack layers.
+
+    Example:
+      >>> import jax.numpy as jnp, qsgd_jax as qsgd
+      >>> attention = {"query": jnp.ones((8, 2, 4)), "out": jnp.ones((2, 4, 8))}
+      >>> print(qsgd.spectral_routing(attention))
+      leaf       shape      route     why
+      ['out']    (2, 4, 8)  spectral  attention's output: 0, 1 | 2
+      ['query']  (8, 2, 4)  spectral  attention's input: 0 | 1, 2
+    """
+    rows = [("leaf", "shape", "route", "why")]
+    found = jax.tree_util.tree_leaves_with_path(routes(params, routing), is_leaf=_is_route)
+    shapes = map(np.shape, jax.tree.leaves(params))
+    for (path, route), shape in zip(found, shapes, strict=True):
+        rows.append((jax.tree_util.keystr(path), str(shape), route.label, route.why))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
+def routes(params: PyTree, routing: SpectralRouting | None = None) -> PyTree:
+    """The `Route` of each leaf."""
+    routing = SpectralRouting() if routing is None else routing
+    labels = routing.labels(params) if callable(routing.labels) else routing.labels
+    stacks = stacked_axes_of(routing.stacked_axes, params)
+    width = _vocabulary(params, stacks)
+    decide = functools.partial(_route, vocabulary=width)
+    try:
+        labels = jax.tree.map(
+            lambda label, part: jax.tree.map(lambda _: _Label(label), part),
+            labels,
+            params,
+            is_leaf=_is_label,
+        )
+    except ValueError as error:
+        raise ValueError(f"labels={labels!r} is no prefix of params: {error}") from error
+    return jax.tree_util.tree_map_with_path(decide, params, labels, stacks)
+
+
+class _Label:
+    """A label as a leaf of a tree, also where it is `None` or a tuple."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+def _is_label(x: Any) -> bool:
+    return x is None or isinstance(x, (str, MuonDimensionNumbers))
+
+
+def _is_route(x: Any) -> bool:
+    return isinstance(x, Route)
+
+
+def _route(path: tuple[Any, ...], leaf: Any, label: _Label, stacked: int, vocabulary: Any) -> Route:
+    place, shape = jax.tree_util.keystr(path), np.shape(leaf)
+    if stacked > len(shape):
+        raise ValueError(
+            f"stacked_axes={stacked} at {place!r}: allowed are at most the {len(shape)} axes of "
+            "the leaf."
+        )
+    given = label.value
+    if isinstance(given, MuonDimensionNumbers):
+        return _matrix(shape, "your label", *_axes(given, shape, place))
+    if given not in (None, SPECTRAL, ADAMW):
+        raise ValueError(
+            f"label {given!r} at {place!r} must be {SPECTRAL!r}, {ADAMW!r}, None or an "
+            "optax.contrib.MuonDimensionNumbers."
+        )
+    if given == ADAMW:
+        return Route(ADAMW, "your label")
+    found = _by_table(_names(path), leaf, shape[stacked:], vocabulary)
+    if given == SPECTRAL and found.label != SPECTRAL:
+        if len(shape) - stacked != 2:
+            raise ValueError(
+                f"label {given!r} at {place!r}: a leaf of shape {shape} is no matrix by itself; "
+                "allowed is an optax.contrib.MuonDimensionNumbers, which says its axes."
+            )
+        found = Route(SPECTRAL, "your label", MuonDimensionNumbers(0, 1))
+    if found.numbers is None:
+        return found
+    rows, columns = (
+        tuple(axis + stacked for axis in axes)
+        for axes in _axes(found.numbers, shape[stacked:], place)
+    )
+    return _matrix(shape, found.why, rows, columns)
+
+
+def _by_table(names: list[str], leaf: Any, shape: tuple[int, ...], vocabulary: Any) -> Route:
+    """The table. Its first line that fits decides."""
+    name, rank = names[-1] if names else "", len(shape)
+    near = set(names[-2:])
+    rows_last = name == "weight"  # Equinox and PyTorch: (out, in, *space)
+    *most, last = range(rank) if rank else (0,)
+    if not (is_number(leaf, jnp.floating, jnp.complexfloating) or _is_abstract_number(leaf)):
+        return Route(ADAMW, "no array of real or complex numbers")
+    if 0 in shape:
+        return Route(ADAMW, "empty")
+    if rank < 2:
+        return Route(ADAMW, "a vector")
+    if name in _VECTORS or "bias" in name:
+        return Route(ADAMW, "a bias or scale")
+    if any(_EMBEDDING.search(x) for x in names):
+        return Route(ADAMW, "an embedding")
+    if near & _HEADS:
+        return Route(ADAMW, "a head")
+    if any("lora" in x for x in names) and rank == 2:
+        return Route(SPECTRAL, "a factor of LoRA", MuonDimensionNumbers(0, 1))
+    if any(_EXPERTS.search(x) for x in names) and rank == 3:
+        return Route(SPECTRAL, "an expert each", MuonDimensionNumbers(1, 2))
+    if near & _ATTENTION_IN and rank in (3, 4):
+        return Route(SPECTRAL, "attention's input", MuonDimensionNumbers(0, tuple(range(1, rank))))
+    if near & _ATTENTION_OUT and rank == 3:
+        return Route(SPECTRAL, "attention's output", MuonDimensionNumbers((0, 1), 2))
+    if any("conv" in x for x in names) and rank > 2:
+        axes = (tuple(range(1, rank)), 0) if rows_last else (tuple(most), last)
+        return Route(SPECTRAL, "a convolution", MuonDimensionNumbers(*axes))
+    if rank > 2:
+        return Route(ADAMW, UNKNOWN)
+    if vocabulary is not None and vocabulary == shape[0 if rows_last else 1]:
+        return Route(ADAMW, "an output as wide as the embedding's vocabulary")
+    return Route(SPECTRAL, "a matrix", MuonDimensionNumbers(0, 1))
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    """The names along a path in small letters, without the `value` of an `nnx.Param`."""
+    keys = (getattr(key, "key", getattr(key, "name", None)) for key in path)
+    words = [key.lower() for key in keys if isinstance(key, str)]
+    return words[:-1] if words[1:] and words[-1] in ("value", "raw_value") else words
+
+
+def _is_abstract_number(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _vocabulary(params: PyTree, stacks: PyTree) -> int | None:
+    """The embedding's number of rows, if one other matrix alone is as wide: it is the output."""
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    matrices = [
+        (_names(path), np.shape(leaf))
+        for (path, leaf), stacked in zip(flat, jax.tree.leaves(stacks), strict=True)
+        if np.ndim(leaf) == 2 and not stacked
+    ]
+    embeddings = [shape[0] for names, shape in matrices if any(map(_EMBEDDING.search, names))]
+    for rows in embeddings:
+        outputs = [
+            shape
+            for names, shape in matrices
+            if not any(map(_EMBEDDING.search, names))
+            and shape[0 if names and names[-1] == "weight" else 1] == rows
+        ]
+        if len(outputs) == 1:
+            return rows
+    return None
+
+
+def _axes(
+    numbers: MuonDimensionNumbers, shape: tuple[int, ...], place: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of rows and of columns, counted from the first."""
+    rows, columns = (
+        tuple(axis + len(shape) if axis < 0 else axis for axis in np.atleast_1d(axes).tolist())
+        for axes in numbers
+    )
+    every = rows + columns
+    if len(set(every)) != len(every) or not all(0 <= axis < len(shape) for axis in every):
+        raise ValueError(f"{numbers} at {place!r}: allowed are different axes of shape {shape}.")
+    return rows, columns
+
+
+def _matrix(
+    shape: tuple[int, ...], why: str, rows: tuple[int, ...], columns: tuple[int, ...]
+) -> Route:
+    if 1 in (math.prod(shape[axis] for axis in axes) for axes in (rows, columns)):
+        return Route(ADAMW, "one row or column: a vector")
+    sides = (", ".join(map(str, axes)) for axes in (rows, columns))
+    whole = len(shape) == 2
+    why = why if whole else f"{why}: {' | '.join(sides)}"
+    return Route(SPECTRAL, why, MuonDimensionNumbers(rows, columns))

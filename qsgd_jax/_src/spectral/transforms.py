@@ -1,0 +1,323 @@
+"""Spectral superposition as optax gradient transformations."""
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int32
+from optax.contrib import MuonDimensionNumbers
+
+from qsgd_jax._src.spectral.cascade import SpectralCascade, on_matrix
+from qsgd_jax._src.spectral.routing import ADAMW, SPECTRAL, Route, SpectralRouting, routes
+from qsgd_jax._src.trees import wider
+from qsgd_jax._src.typing import PyTree
+
+# Added to the norm of a matrix, as `optax.contrib.muon` does: below it, noise is not raised to a
+# step of full size.
+_EPSILON = 1e-8
+
+AnyCascade = SpectralCascade | str
+
+
+class ScaleBySpectralSuperpositionState(NamedTuple):
+    """State of `scale_by_spectral_superposition`.
+
+    Attributes:
+      count: steps taken.
+      mu: the momentum of each matrix; `optax.MaskedNode` in the places of other leaves.
+    """
+
+    count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
+    mu: optax.Updates
+
+
+def scale_by_spectral_superposition(
+    cascade: AnyCascade = "polar-express",
+    beta: jax.typing.ArrayLike = 0.9,
+    nesterov: bool = True,
+    update_rms: jax.typing.ArrayLike = 0.2,
+    mu_dtype: Any | None = None,
+    routing: SpectralRouting | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Replace each matrix of updates by what circuits make of its momentum's singular values.
+
+    .. math::
+      M_t = \beta M_{t-1} + (1 - \beta) G_t, \qquad
+      \hat M_t / \lVert \hat M_t \rVert = U \Sigma V^\top, \qquad
+      u_t = r \, \frac{U f(\Sigma) V^\top}{\mathrm{rms}(U f(\Sigma) V^\top)}
+
+    with :math:`\hat M_t` the momentum after correction of its bias (and Nesterov's look ahead), f
+    the cascade, and r the root mean square of the update. Each singular direction is weighed by
+    :math:`f(\sigma) / \sigma`: small ones are raised, large ones held.
+
+    Leaves that are no matrices pass unchanged; `superpositional_muon` gives them to AdamW.
+
+    Args:
+      cascade: what `spectral_cascade` makes, or the name of one.
+      beta: β, decay rate of the momentum.
+      nesterov: whether to look one step ahead.
+      update_rms: r, root mean square of each matrix's update; of 0.2, about AdamW's, its learning
+        rates fit.
+      mu_dtype: dtype of the momentum; by default that of the parameters.
+      routing: which leaves are matrices; by default `SpectralRouting()`.
+
+    Returns:
+      A transformation whose `update` needs no `params`.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if an argument is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, qsgd_jax as qsgd
+      >>> optimizer = optax.chain(qsgd.scale_by_spectral_superposition("muon"), optax.sgd(0.1))
+      >>> params = jnp.eye(2)
+      >>> updates, _ = optimizer.update(jnp.array([[1.0, 0], [0, 0.1]]), optimizer.init(params))
+      >>> print(updates.round(3))
+      [[-0.028 -0.   ]
+       [-0.    -0.028]]
+
+    References:
+      Muon: Jordan et al., 2024; the size of the update: Liu et al., arXiv:2502.16982.
+    """
+    cascade, routing = _chosen(cascade), _checked_routing(routing)
+    _check_number("beta", beta, "in [0, 1)", lambda x: 0 <= x < 1)
+    _check_number("update_rms", update_rms, "positive and finite", lambda x: 0 < x < math.inf)
+
+    def init(params: optax.Params) -> Any:
+        mu = jax.tree.map(
+            lambda route, p: _zeros(p, mu_dtype) if route.label == SPECTRAL else optax.MaskedNode(),
+            routes(params, routing),
+            params,
+            is_leaf=_is_route,
+        )
+        return ScaleBySpectralSuperpositionState(jnp.zeros((), jnp.int32), mu)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+        now, ahead = 1 - beta**count, 1 - beta ** optax.safe_increment(count)
+
+        def of_leaf(route: Route | None, g: Any, m: Any) -> _Leaf:
+            if route is None or isinstance(m, optax.MaskedNode):
+                return _Leaf(g, m)
+            _check_shapes(g, m)
+            momentum = beta * m + (1 - beta) * g
+            hat = beta * momentum / ahead + (1 - beta) * g / now if nesterov else momentum / now
+            turned = _turned(cascade, cast(Any, route.numbers), hat, update_rms)
+            return _Leaf(turned.astype(jnp.result_type(g)), momentum.astype(m.dtype))
+
+        leaves = jax.tree.map(
+            of_leaf, routes(updates, routing), updates, state.mu, is_leaf=_is_route_or_none
+        )
+        steps, mu = (
+            jax.tree.map(operator.itemgetter(i), leaves, is_leaf=lambda x: isinstance(x, _Leaf))
+            for i in (0, 1)
+        )
+        return steps, ScaleBySpectralSuperpositionState(cast(Array, count), mu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def superpositional_muon(
+    learning_rate: optax.ScalarOrSchedule,
+    cascade: AnyCascade = "polar-express",
+    beta: jax.typing.ArrayLike = 0.9,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
+    mu_dtype: Any | None = None,
+    *,
+    nesterov: bool = True,
+    update_rms: jax.typing.ArrayLike = 0.2,
+    routing: SpectralRouting | None = None,
+    adam_b1: jax.typing.ArrayLike = 0.9,
+    adam_b2: jax.typing.ArrayLike = 0.99,
+    adam_eps: jax.typing.ArrayLike = 1e-8,
+    adam_eps_root: jax.typing.ArrayLike = 0.0,
+    adam_weight_decay: optax.ScalarOrSchedule = 0.0,
+    adam_learning_rate: optax.ScalarOrSchedule | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Circuits on the singular values of matrices, AdamW on the rest.
+
+    .. math:: W_t = W_{t-1} - \alpha_t \big( r \, U f(\Sigma) V^\top / \mathrm{rms}(\cdot)
+      + \omega \, W_{t-1} \big), \qquad U \Sigma V^\top = \hat M_t / \lVert \hat M_t \rVert
+
+    for the matrices of a model (`print(spectral_routing(params))` shows which they are), and
+    `optax.adamw` for embeddings, heads, biases and scales.
+
+    Args:
+      learning_rate: α, a float or a schedule; with `update_rms=0.2` about as for AdamW, or larger.
+      cascade: what `spectral_cascade` makes, or the name of one.
+      beta: decay rate of the momentum of matrices.
+      weight_decay: ω, decoupled weight decay of matrices; a float or a schedule.
+      weight_decay_mask: which leaves are decayed, a tree of booleans or a function that makes one.
+      mu_dtype: dtype of the momentum and of AdamW's first moment; by default that of the
+        parameters.
+      nesterov: whether to look one step ahead; AdamW on the rest does so too.
+      update_rms: r, root mean square of each matrix's update.
+      routing: which leaves are matrices; by default `SpectralRouting()`.
+      adam_b1: decay rate of AdamW's first moment.
+      adam_b2: decay rate of AdamW's second moment.
+      adam_eps: ε of AdamW, outside the root.
+      adam_eps_root: ε of AdamW, inside the root.
+      adam_weight_decay: AdamW's weight decay.
+      adam_learning_rate: AdamW's learning rate; by default `learning_rate`.
+
+    Returns:
+      A transformation to be used as `optax.adamw` is.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if an argument is out of range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, qsgd_jax as qsgd
+      >>> optimizer = qsgd.superpositional_muon(0.05)
+      >>> target = jnp.arange(12.0).reshape(3, 4) / 12
+      >>> params = jnp.zeros((3, 4))
+      >>> state = optimizer.init(params)
+      >>> for _ in range(100):
+      ...     updates, state = optimizer.update(params - target, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(bool(jnp.abs(params - target).max() < 0.05))
+      True
+
+    References:
+      Muon: Jordan et al., 2024; `optax.contrib.muon`. Singular values by one-qubit circuits:
+      Gilyén, Su, Low, Wiebe, arXiv:1806.01838.
+    """
+    routing = _checked_routing(routing)
+    matrices = optax.chain(
+        scale_by_spectral_superposition(cascade, beta, nesterov, update_rms, mu_dtype, routing),
+        optax.add_decayed_weights(weight_decay, weight_decay_mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    rest = optax.adamw(
+        learning_rate if adam_learning_rate is None else adam_learning_rate,
+        adam_b1,
+        adam_b2,
+        adam_eps,
+        adam_eps_root,
+        mu_dtype,
+        adam_weight_decay,
+        weight_decay_mask,
+        nesterov=nesterov,
+    )
+
+    def routed(tree: PyTree) -> optax.GradientTransformationExtraArgs:
+        labels = jax.tree.map(lambda route: route.label, routes(tree, routing), is_leaf=_is_route)
+        return optax.partition({SPECTRAL: matrices, ADAMW: rest}, labels)
+
+    def init(params: optax.Params) -> Any:
+        return routed(params).init(params)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        # By the parameters, as long as they are given: gradients may be missing.
+        tree = updates if params is None else params
+        return routed(tree).update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Leaf(NamedTuple):
+    update: Any
+    momentum: Any
+
+
+def _is_route(x: Any) -> bool:
+    return isinstance(x, Route)
+
+
+def _is_route_or_none(x: Any) -> bool:
+    return x is None or isinstance(x, Route)
+
+
+def _zeros(leaf: Any, dtype: Any) -> Array:
+    return jnp.zeros_like(leaf, dtype=dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _turned_known(cascade: SpectralCascade, numbers: MuonDimensionNumbers, m: Any, r: Any) -> Any:
+    return _turned_traced(cascade, numbers, m, r)
+
+
+def _turned(cascade: SpectralCascade, numbers: MuonDimensionNumbers, m: Any, r: Any) -> Any:
+    """One leaf; a known cascade is a constant of the program, traced once for each shape."""
+    return (_turned_traced if cascade.traced else _turned_known)(cascade, numbers, m, r)
+
+
+def _turned_traced(cascade: SpectralCascade, numbers: MuonDimensionNumbers, m: Any, r: Any) -> Any:
+    rows, columns = cast(Any, numbers)
+    batch = tuple(axis for axis in range(m.ndim) if axis not in rows + columns)
+    order = (*batch, *rows, *columns)
+    shape = [math.prod(m.shape[axis] for axis in axes) for axes in (rows, columns)]
+    m = jnp.asarray(m, wider(m.dtype, jnp.float32))
+    moved = m.transpose(order)
+    matrices = moved.reshape((*(m.shape[axis] for axis in batch), *shape))
+    turned = functools.partial(_of_matrix, cascade, r)
+    for _ in batch:
+        turned = jax.vmap(turned)
+    return turned(matrices).reshape(moved.shape).transpose(np.argsort(order))
+
+
+def _of_matrix(cascade: SpectralCascade, r: Any, m: Float[Array, "m n"]) -> Float[Array, "m n"]:
+    """R U f(Σ) Vᵀ over its root mean square, of M/‖M‖ = U Σ Vᵀ."""
+    largest = jnp.abs(m).max()  # the square of a small or a large number is none in float32
+    x = m / jnp.where(largest == 0, 1, largest)
+    norm = _root(jnp.sum(jnp.abs(x) ** 2))
+    wide = m.shape[0] <= m.shape[1]
+    x = on_matrix(cascade, (x if wide else x.T) / norm)
+    x = x if wide else x.T
+    size, damping = norm * largest, _root(jnp.mean(jnp.abs(x) ** 2))
+    return x * (jnp.asarray(r, norm.dtype) / damping * size / (size + _EPSILON))
+
+
+def _root(x: Array) -> Array:
+    """Of a sum of squares; 1 where it is 0, for what is 0 itself to be divided by it."""
+    return jnp.sqrt(jnp.where(x == 0, 1, x))
+
+
+@functools.cache
+def _named(cascade: str) -> SpectralCascade:
+    """Shared, so that `inject_hyperparams`, which rebuilds its optimizer, probes once."""
+    from qsgd_jax._src.spectral.building import spectral_cascade  # imports PennyLane
+
+    return spectral_cascade(cascade)
+
+
+def _chosen(cascade: Any) -> SpectralCascade:
+    if isinstance(cascade, str):
+        return _named(cascade)
+    if not isinstance(cascade, SpectralCascade):
+        raise TypeError(f"cascade={cascade!r} must be what qsgd_jax.spectral_cascade makes.")
+    return cascade
+
+
+def _checked_routing(routing: Any) -> SpectralRouting:
+    if routing is not None and not isinstance(routing, SpectralRouting):
+        raise TypeError(f"routing={routing!r} must be a qsgd_jax.SpectralRouting.")
+    return routing or SpectralRouting()
+
+
+def _check_number(name: str, value: Any, allowed: str, fits: Callable[[float], bool]) -> None:
+    if isinstance(value, (Tracer, jax.Array, np.ndarray)):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name}={value!r} must be a number {allowed}.")
+    if not fits(float(value)):
+        raise ValueError(f"{name}={value!r} must be {allowed}.")
+
+
+def _check_shapes(gradient: Any, momentum: Any) -> None:
+    if jnp.shape(gradient) != jnp.shape(momentum):
+        raise ValueError(
+            f"gradient of shape {jnp.shape(gradient)} does not match its momentum of shape "
+            f"{jnp.shape(momentum)}: was the state made by another optimizer?"
+        )

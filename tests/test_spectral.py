@@ -1,0 +1,479 @@
+"""Spectral superposition: against singular value decompositions, and optax's Newton–Schulz."""
+
+import copy
+import functools
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pennylane as qml
+import pytest
+from numpy.polynomial import Chebyshev, Polynomial
+from optax.contrib import _muon  # pyright: ignore[reportPrivateImportUsage]
+
+import qsgd_jax as qsgd
+from qsgd_jax._src.spectral import polynomials
+from qsgd_jax._src.spectral.cascade import on_matrix
+
+MUON = Polynomial([0, 3.4445, 0, -4.7750, 0, 2.0315])
+SIGMA = np.linspace(-1, 1, 201)
+
+
+def _odd(degree: int, largest: float, seed: int) -> Chebyshev:
+    """A random odd polynomial whose largest absolute value is given."""
+    coefficients = np.zeros(degree + 1)
+    coefficients[1::2] = np.random.default_rng(seed).normal(size=(degree + 1) // 2)
+    found = Chebyshev(coefficients)
+    turning = found.deriv().roots() if degree > 1 else np.zeros(0)
+    turning = turning[np.abs(turning.imag) < 1e-6].real
+    places = np.append(turning[np.abs(turning) <= 1], 1.0)
+    return found * (largest / np.abs(found(places)).max())
+
+
+def _answers(angles: Any, sigma: np.ndarray) -> np.ndarray:
+    """What the circuit itself answers, all settings at once."""
+    circuit = qsgd.spectral_circuit(angles, "default.qubit")
+    return np.asarray(circuit(np.arcsin(sigma)[None] / np.pi))
+
+
+@pytest.mark.parametrize("degree", [1, 3, 5, 7, 31, 101])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("largest", [0.5, 0.99, 1.0])
+def test_the_circuit_at_its_angles_answers_the_polynomial(degree, seed, largest):
+    polynomial = _odd(degree, largest, seed)
+    angles = qsgd.spectral_angles(polynomial)
+    assert angles.shape == ((degree + 1) // 2,)
+    found = _answers(angles, SIGMA) / (1 - 1e-9 if largest == 1 else 1)
+    assert np.abs(found - polynomial(SIGMA)).max() <= 1e-10
+
+
+def test_powers_and_chebyshev_polynomials_are_the_same():
+    expected = qsgd.spectral_angles([0.5, -0.25, 0.125])
+    polynomial = Polynomial([0, 0.5, 0, -0.25, 0, 0.125])
+    for same in (polynomial, polynomial.convert(kind=Chebyshev)):
+        np.testing.assert_allclose(qsgd.spectral_angles(same), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 20])
+def test_any_angles_make_an_odd_answer(n):
+    angles = np.random.default_rng(n).uniform(-4, 4, n)
+    found = _answers(angles, SIGMA)
+    assert np.abs(found + found[::-1]).max() <= 1e-12
+    cascade = qsgd.spectral_cascade(angles=[angles])
+    assert cascade.not_odd()[0] <= 1e-12
+    np.testing.assert_allclose(cascade.evaluate(SIGMA), found, atol=1e-12)
+
+
+def test_one_upload_is_the_paper_s_circuit():
+    angles = [np.pi / 2]
+    np.testing.assert_allclose(_answers(angles, SIGMA), SIGMA, atol=1e-12)
+    paper = qsgd.spectral_cascade([qsgd.probe(qsgd.Circuit(n_qubits=1))])
+    np.testing.assert_allclose(paper.evaluate(SIGMA), SIGMA, atol=1e-12)
+    gradient = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
+    for cascade in (paper, qsgd.spectral_cascade(angles=[angles])):
+        step = _direction(cascade, gradient)
+        np.testing.assert_allclose(step, gradient / np.linalg.norm(gradient), rtol=2e-6)
+
+
+def _direction(cascade: Any, gradient: Any) -> np.ndarray:
+    """The first step without momentum, of norm one."""
+    optimizer: Any = qsgd.scale_by_spectral_superposition(cascade, beta=0.0, nesterov=False)
+    params = jnp.zeros_like(gradient)
+    step, _ = optimizer.update(gradient, optimizer.init(params), params)
+    return np.asarray(step) / np.linalg.norm(step)
+
+
+@pytest.mark.parametrize("stages", [1, 3, 5, 8, 10])
+def test_named_cascades_are_their_polynomials(stages):
+    expected = SIGMA
+    for _ in range(stages):
+        expected = MUON(expected)
+    found = qsgd.spectral_cascade("muon", stages=stages)
+    np.testing.assert_allclose(found.evaluate(SIGMA), expected, atol=2e-6)
+    assert len(set(found.stages)) == 1  # one circuit, probed once
+    cascade = qsgd.spectral_cascade("polar-express", stages=stages)
+    sigma = np.geomspace(1e-3, 1, 400)
+    found = cascade.evaluate(sigma)
+    # The sign function, within what Polar Express leaves of it after so many steps.
+    lowest = {1: 0, 3: 0.0, 5: 0.7, 8: 0.99, 10: 0.999}[stages]
+    assert found.min() >= lowest and found.max() <= 2.02 - lowest
+
+
+def test_polar_express_is_the_best_of_its_degree():
+    """Of the best quintic for the sign function, as printed, two largest values are equal."""
+    reach = 1.0
+    for a, b, c in polynomials.POLAR_EXPRESS[:6]:
+        p = Polynomial([0, a, 0, b, 0, c])
+        turning = p.deriv().roots()
+        first = min(turning[turning.real > 0].real)
+        assert p(first) == pytest.approx(p(reach), rel=1e-6)
+        reach = p(reach)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (5, 12), (12, 5)])
+@pytest.mark.parametrize("cascade", ["muon", "polar-express", "degree 31", "degree 101"])
+@pytest.mark.usefixtures("float64")
+def test_a_matrix_in_float64_is_that_of_its_singular_values(shape, cascade):
+    if cascade.startswith("degree"):
+        cascade = qsgd.spectral_cascade([_odd(int(cascade[7:]), 0.99, 0)])
+    else:
+        cascade = qsgd.spectral_cascade(cascade)
+    for kind in ("real", "complex"):
+        rng = np.random.default_rng(1)
+        gradient = rng.normal(size=shape) + (
+            1j * rng.normal(size=shape) if kind == "complex" else 0
+        )
+        u, sigma, v = np.linalg.svd(gradient / np.linalg.norm(gradient), full_matrices=False)
+        expected = u * cascade.evaluate(sigma) @ v
+        found = _direction(cascade, jnp.asarray(gradient))
+        assert np.abs(found - expected / np.linalg.norm(expected)).max() <= 1e-10
+
+
+def _matrices() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(2)
+    random = rng.normal(size=(48, 96))
+    u, _, v = np.linalg.svd(random, full_matrices=False)
+    return {
+        "random": random,
+        "low rank": rng.normal(size=(48, 4)) @ rng.normal(size=(4, 96)),
+        "ill-conditioned": u * np.geomspace(1, 1e-6, 48) @ v,
+        "transposed": random.T,
+        "square": rng.normal(size=(64, 64)),
+        "stacked": rng.normal(size=(3, 16, 32)),
+    }
+
+
+@pytest.mark.parametrize("kind", _matrices())
+@pytest.mark.usefixtures("float64")
+def test_muon_s_cascade_is_as_near_to_newton_schulz_as_optax_is_itself(kind):
+    matrix = _matrices()[kind]
+    numbers = optax.contrib.MuonDimensionNumbers(-2, -1)
+
+    def newton_schulz(dtype: Any) -> np.ndarray:
+        coefficients = jnp.asarray((3.4445, -4.7750, 2.0315), dtype)
+        found = _muon.orthogonalize_via_newton_schulz(
+            jnp.asarray(matrix, dtype), coefficients, 5, dimension_numbers=numbers
+        )
+        return np.asarray(found, np.float64)
+
+    routing = qsgd.SpectralRouting(labels=numbers)
+    optimizer: Any = qsgd.scale_by_spectral_superposition(
+        "muon", beta=0.0, nesterov=False, routing=routing
+    )
+    gradient = jnp.asarray(matrix, jnp.float32)
+    step, _ = optimizer.update(gradient, optimizer.init(gradient))
+    assert step.dtype == jnp.float32
+
+    def directions(found: Any) -> np.ndarray:
+        found = np.asarray(found, np.float64)
+        return found / np.linalg.norm(found, axis=(-2, -1), keepdims=True)
+
+    expected = directions(newton_schulz(jnp.float64))
+    ours, theirs = (
+        np.abs(directions(x) - expected).max() for x in (step, newton_schulz(jnp.float32))
+    )
+    assert ours <= 2 * theirs
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-4, 1.0, 1e30])
+def test_the_size_of_the_update_is_what_was_asked_for(size):
+    gradient = size * jnp.asarray(np.random.default_rng(0).normal(size=(8, 16)), jnp.float32)
+    for rms in (0.2, 1.5):
+        optimizer: Any = qsgd.scale_by_spectral_superposition(update_rms=rms)
+        step, _ = optimizer.update(gradient, optimizer.init(gradient))
+        # Noise far below the epsilon is not raised.
+        expected = rms if size > 1e-8 else 0.0
+        assert float(jnp.sqrt(jnp.mean(step**2))) == pytest.approx(expected, rel=2e-3, abs=1e-15)
+
+
+def test_zeros_stay_zeros_and_nothing_is_made_finite():
+    optimizer: Any = qsgd.scale_by_spectral_superposition()
+    zeros = jnp.zeros((4, 6))
+    step, state = optimizer.update(zeros, optimizer.init(zeros))
+    np.testing.assert_array_equal(step, zeros)
+    for bad in (np.nan, np.inf):
+        step, state = optimizer.update(zeros.at[1, 2].set(bad), state)
+        assert np.isnan(step).any()
+
+
+def test_the_first_steps_equal_the_equation_in_numpy():
+    rng, beta, r = np.random.default_rng(3), 0.8, 0.3
+    cascade = qsgd.spectral_cascade("polar-express")
+    gradients = rng.normal(size=(5, 6, 4)).astype(np.float32)
+    for nesterov in (True, False):
+        optimizer: Any = qsgd.scale_by_spectral_superposition(cascade, beta, nesterov, r)
+        state, momentum = optimizer.init(jnp.zeros((6, 4))), np.zeros((6, 4))
+        for t, gradient in enumerate(gradients, 1):
+            step, state = optimizer.update(jnp.asarray(gradient), state)
+            momentum = beta * momentum + (1 - beta) * gradient
+            ahead = momentum / (1 - beta**t)
+            if nesterov:
+                ahead = beta * momentum / (1 - beta ** (t + 1))
+                ahead += (1 - beta) * gradient / (1 - beta**t)
+            u, sigma, v = np.linalg.svd(ahead / np.linalg.norm(ahead), full_matrices=False)
+            turned = u * cascade.evaluate(sigma) @ v
+            expected = r * turned / np.sqrt(np.mean(turned**2))
+            np.testing.assert_allclose(step, expected, atol=2e-5)
+
+
+@qml.qnode(qml.device("default.qubit", wires=1))
+def _own(x):
+    """A stage of a user's own: the angle of a rotation is the input, σ = sin x."""
+    qml.RX(x[0], 0)
+    return qml.expval(qml.Y(0))
+
+
+def test_a_stage_of_one_s_own_and_a_broken_gate_change_the_step():
+    own = qsgd.probe(lambda x: -_own(x), n_inputs=1, degree=1)
+    third = qsgd.probe(lambda x: np.sin(3 * x[0]), n_inputs=1, degree=3)
+    gradient = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+    steps = [
+        _direction(qsgd.spectral_cascade(stages), gradient) for stages in ([own], [own, third])
+    ]
+    np.testing.assert_allclose(steps[0], gradient / np.linalg.norm(gradient), rtol=2e-6)
+    u, sigma, v = np.linalg.svd(gradient / np.linalg.norm(gradient), full_matrices=False)
+    expected = u * np.sin(3 * np.arcsin(sigma)) @ v
+    np.testing.assert_allclose(steps[1], expected / np.linalg.norm(expected), atol=2e-6)
+    angles = qsgd.spectral_angles(_odd(5, 0.9, 0))
+    broken = angles + np.array([0, 0.1, 0])
+    whole, other = (
+        _direction(qsgd.spectral_cascade(angles=[x]), gradient) for x in (angles, broken)
+    )
+    assert np.abs(whole - other).max() > 1e-3
+
+
+def test_a_noisy_device_s_output_scale_is_refitted_and_its_errors_reported():
+    device = qml.device("default.mixed", wires=1)
+
+    def noise(channel, *arguments):
+        def add(op, **_):
+            channel(*arguments, wires=op.wires)
+
+        model = qml.NoiseModel({qml.noise.op_in([qml.RY, qml.RZ]): add})
+        return qml.noise.add_noise(device, model)  # pyright: ignore[reportAttributeAccessIssue]
+
+    exact = qsgd.spectral_cascade("muon")
+    depolarized = qsgd.spectral_cascade("muon", device=noise(qml.DepolarizingChannel, 0.01))
+    sigma = np.linspace(0, 1, 50)
+    # It makes answers smaller alone: the scale takes that back.
+    np.testing.assert_allclose(depolarized.evaluate(sigma), exact.evaluate(sigma), atol=1e-6)
+    assert all(
+        1.05 * a < b for a, b in zip(exact.output_scales, depolarized.output_scales, strict=True)
+    )
+    assert max(depolarized.not_odd()) < 1e-6
+    assert max(x or 0 for x in depolarized.deviations) < 1e-6
+    damped = qsgd.spectral_cascade("muon", device=noise(qml.AmplitudeDamping, 0.005))
+    assert 0.003 < max(x or 0 for x in damped.deviations) < 0.05
+    assert 0.001 < max(damped.not_odd()) < 0.05
+    assert 1e-3 < np.abs(damped.evaluate(sigma) - exact.evaluate(sigma)).max() < 0.3
+
+
+def test_a_measured_cascade_is_within_five_standard_errors():
+    device = qml.device("default.qubit", wires=1, seed=3)
+    exact = qsgd.spectral_cascade("polar-express")
+    found = qsgd.spectral_cascade("polar-express", device=device, shots=4000)
+    for stage, known in zip(found.stages, exact.stages, strict=True):
+        assert stage.shots == 4000
+        theta = [jnp.linspace(-0.5, 0.5, 50)]
+        deviation = np.asarray(stage.evaluate(theta)[0]) - np.asarray(known.evaluate(theta)[0])
+        assert 1e-4 < np.abs(deviation).max() <= 5 / 4000**0.5
+
+
+def test_it_is_a_value(tmp_path):
+    cascade = qsgd.spectral_cascade("polar-express")
+    same = qsgd.spectral_cascade("polar-express")
+    cascade.save(tmp_path / "cascade.json")
+    leaves, treedef = jax.tree.flatten(cascade)
+    for other in (
+        same,
+        pickle.loads(pickle.dumps(cascade)),
+        copy.deepcopy(cascade),
+        qsgd.SpectralCascade.load(tmp_path / "cascade.json"),
+        treedef.unflatten(leaves),
+    ):
+        assert other == cascade and hash(other) == hash(cascade)
+        np.testing.assert_array_equal(other.evaluate(SIGMA), cascade.evaluate(SIGMA))
+    assert cascade != qsgd.spectral_cascade("polar-express", stages=2)
+    assert repr(cascade) == "SpectralCascade(3 stages of degree 5, 5, 5, lightning.qubit)"
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_loss_differentiates_in_the_angles(jitted):
+    gradient = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+    angles = qsgd.spectral_angles(_odd(5, 0.9, 0))
+
+    def loss(angles):
+        cascade = qsgd.spectral_cascade(angles=[angles], device="default.qubit")
+        optimizer: Any = qsgd.scale_by_spectral_superposition(cascade)
+        step, _ = optimizer.update(gradient, optimizer.init(gradient))
+        return jnp.sum(step * jnp.arange(12.0).reshape(3, 4))
+
+    derivative = jax.grad(loss)
+    found = (jax.jit(derivative) if jitted else derivative)(jnp.asarray(angles))
+    for j, basis in enumerate(np.eye(3)):
+        difference = (loss(angles + 1e-3 * basis) - loss(angles - 1e-3 * basis)) / 2e-3
+        assert float(found[j]) == pytest.approx(float(difference), rel=2e-2, abs=1e-2)
+
+
+def test_a_wide_cascade_of_linen_and_stacks_trains_as_single_matrices():
+    rng = np.random.default_rng(4)
+    stack = jnp.asarray(rng.normal(size=(3, 5, 6)), jnp.float32)
+    optimizer: Any = qsgd.scale_by_spectral_superposition(
+        routing=qsgd.SpectralRouting(stacked_axes=1)
+    )
+    step, _ = optimizer.update(stack, optimizer.init(stack))
+    for one, expected in zip(stack, step, strict=True):
+        single: Any = qsgd.scale_by_spectral_superposition()
+        found, _ = single.update(one, single.init(one))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_only_the_cascade_gives_numbers():
+    x = jnp.eye(2) * jnp.array([0.9, 0.3])
+    cascade = qsgd.spectral_cascade([[0.5], [0.25]])
+    np.testing.assert_allclose(on_matrix(cascade, x), 0.125 * x, rtol=1e-6)
+    halved = qsgd.SpectralCascade(
+        cascade.stages,
+        cascade.input_scales,
+        (cascade.output_scales[0], cascade.output_scales[1] / 2),
+    )
+    np.testing.assert_allclose(on_matrix(halved, x), 0.0625 * x, rtol=1e-6)
+
+
+ANY: Any = qsgd
+STAGE = qsgd.probe(qsgd.Circuit(n_qubits=1))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: qsgd.spectral_angles(MUON), ValueError, r"is 1\.20237 at σ = 0\.55.* 1\.20237"),
+        (lambda: qsgd.spectral_angles(Polynomial([0, 1, 0.5])), ValueError, "an even part"),
+        (lambda: qsgd.spectral_angles("muon"), TypeError, "polynomial='muon'"),
+        (lambda: qsgd.spectral_angles([]), ValueError, "at least one"),
+        (lambda: qsgd.spectral_angles([np.nan]), ValueError, "finite"),
+        (lambda: qsgd.spectral_circuit([]), ValueError, r"angles=\[\]"),
+        (lambda: ANY.spectral_circuit("x"), TypeError, "angles='x'"),
+        (lambda: qsgd.spectral_circuit([0.1], "no.such"), ValueError, "'no.such'"),
+        (lambda: qsgd.spectral_cascade("moun"), ValueError, "cascade='moun'"),
+        (lambda: qsgd.spectral_cascade("muon", stages=0), ValueError, "stages=0"),
+        (lambda: qsgd.spectral_cascade([[0.5]], stages=2), ValueError, "stages=2"),
+        (lambda: qsgd.spectral_cascade([[0.5]], output_scales=[1]), ValueError, "output_scales"),
+        (lambda: qsgd.spectral_cascade([]), ValueError, r"cascade=\[\] must have a stage"),
+        (lambda: qsgd.spectral_cascade([Polynomial([1, 1])]), ValueError, "an even part"),
+        (
+            lambda: qsgd.spectral_cascade(
+                [STAGE, STAGE], output_scales=[2, 1], input_scales=[1, 1]
+            ),
+            ValueError,
+            r"input_scales\[1\]=1: stage 0 answers up to 2, beyond",
+        ),
+        (
+            lambda: qsgd.spectral_cascade([STAGE], output_scales=[-1]),
+            ValueError,
+            r"=-1 must be pos",
+        ),
+        (lambda: qsgd.spectral_cascade([STAGE], input_scales=[0.5]), ValueError, "begin up to 1"),
+        (
+            lambda: qsgd.spectral_cascade([qsgd.probe(qsgd.Circuit(n_qubits=2))]),
+            ValueError,
+            "one input and one output",
+        ),
+        (
+            lambda: qsgd.spectral_cascade(
+                [qsgd.probe(lambda x: np.cos(x[0]), n_inputs=1, degree=1)]
+            ),
+            ValueError,
+            "a part of 1 that is not odd",
+        ),
+        (lambda: ANY.superpositional_muon(0.1, cascade=3), TypeError, "cascade=3"),
+        (lambda: ANY.superpositional_muon(0.1, routing=3), TypeError, "routing=3"),
+        (lambda: ANY.superpositional_muon(0.1, beta=1.0), ValueError, "beta=1.0"),
+        (lambda: ANY.superpositional_muon(0.1, beta="x"), TypeError, "beta='x'"),
+        (lambda: ANY.superpositional_muon(0.1, update_rms=0), ValueError, "update_rms=0"),
+    ],
+)
+def test_bad_input_is_refused_by_name(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_state_of_another_shape_is_refused():
+    optimizer: Any = qsgd.scale_by_spectral_superposition()
+    state = optimizer.init(jnp.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"shape \(3, 2\) does not match its momentum"):
+        optimizer.update(jnp.zeros((3, 2)), state)
+
+
+@functools.cache
+def _quadratic() -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    params = {
+        "kernel": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32),
+        "bias": jnp.asarray(rng.normal(size=4), jnp.float32),
+        "embedding": jnp.asarray(rng.normal(size=(10, 6)), jnp.float32),
+    }
+    return params, jax.tree.map(lambda p: 0.3 * p + 0.1, params)
+
+
+def _steps(optimizer: Any, n: int = 5) -> Any:
+    params, target = _quadratic()
+    state = optimizer.init(params)
+    for _ in range(n):
+        gradients = jax.tree.map(jnp.subtract, params, target)
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_what_is_no_matrix_is_left_to_adamw():
+    found = _steps(qsgd.superpositional_muon(0.05, adam_learning_rate=0.01, adam_weight_decay=0.1))
+    expected = _steps(optax.adamw(0.01, b2=0.99, weight_decay=0.1, nesterov=True))
+    for name in ("bias", "embedding"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert np.abs(found["kernel"] - expected["kernel"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("wrap", ["inject_hyperparams", "MultiSteps", "apply_if_finite", "jit"])
+def test_wrappers_change_nothing(wrap):
+    expected = _steps(qsgd.superpositional_muon(0.05))
+    if wrap == "inject_hyperparams":
+        optimizer = optax.inject_hyperparams(qsgd.superpositional_muon)(0.05)
+        other = optax.inject_hyperparams(qsgd.superpositional_muon)(
+            0.05, cascade=qsgd.spectral_cascade("polar-express")
+        )
+        np.testing.assert_allclose(_steps(other)["kernel"], expected["kernel"], atol=1e-6)
+    elif wrap == "MultiSteps":
+        optimizer = optax.MultiSteps(qsgd.superpositional_muon(0.05), 1)
+    elif wrap == "apply_if_finite":
+        optimizer = optax.apply_if_finite(qsgd.superpositional_muon(0.05), 3)
+    else:
+        inner = qsgd.superpositional_muon(0.05)
+        optimizer = optax.GradientTransformation(inner.init, jax.jit(inner.update))
+    found = _steps(optimizer)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-6)
+
+
+def test_seeds_under_vmap_are_trained_as_one_by_one():
+    params, target = _quadratic()
+    optimizer: Any = qsgd.superpositional_muon(0.05)
+
+    def train(params):
+        def step(carry, _):
+            params, state = carry
+            gradients = jax.tree.map(jnp.subtract, params, target)
+            updates, state = optimizer.update(gradients, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), None, 5)[0][0]
+
+    many = jax.tree.map(lambda p: jnp.stack([p, 2 * p, p - 1]), params)
+    together: Any = jax.jit(jax.vmap(train))(many)
+    for i in range(3):
+        alone: Any = train(jax.tree.map(lambda p, i=i: p[i], many))
+        for name, value in alone.items():
+            np.testing.assert_allclose(together[name][i], value, atol=1e-5)
