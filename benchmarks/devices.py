@@ -13,14 +13,19 @@ from typing import Any
 import pennylane as qml
 
 
-def _qiskit_aer(wires: int) -> Any:
+def _qiskit_aer(wires: int, **options: Any) -> Any:
     from qiskit_aer.noise import NoiseModel  # pyright: ignore[reportMissingImports]
     from qiskit_ibm_runtime.fake_provider import (  # pyright: ignore[reportMissingImports]
         FakeManilaV2,
     )
 
     noise = NoiseModel.from_backend(FakeManilaV2())
-    return qml.device("qiskit.aer", wires=wires, noise_model=noise)
+    return qml.device("qiskit.aer", wires=wires, noise_model=noise, **options)
+
+
+def _qiskit_aer_unmerged(wires: int) -> Any:
+    """Qiskit would merge a circuit of one qubit into two gates before it runs it."""
+    return _qiskit_aer(wires, optimization_level=0)
 
 
 def _qiskit_remote(wires: int) -> Any:
@@ -71,6 +76,7 @@ DEVICES: dict[str, tuple[Callable[[int], Any], bool]] = {
     "lightning.qubit": (_named("lightning.qubit"), True),
     "lightning.kokkos": (_named("lightning.kokkos"), True),
     "qiskit.aer-manila": (_qiskit_aer, False),
+    "qiskit.aer-manila-unmerged": (_qiskit_aer_unmerged, False),
     "qiskit.remote-manila": (_qiskit_remote, False),
     "braket.local.qubit": (_named("braket.local.qubit"), True),
     "braket.local.qubit-noisy": (_braket_with_noise, True),
