@@ -23,10 +23,13 @@ PACKAGE_TESTS := $(patsubst %,tests/test_%.py,answers attention blocks circuit c
   quantum_transformer refreshable remote rooms stacked surrogate transforms value weighing \
   wrappers) qsgd_jax
 
-.PHONY: demo evidence test test-slow test-experiments test-peers test-newest test-lowest test-catalyst wheel-test \
+.PHONY: demo demo-paper evidence test test-slow test-experiments test-peers test-newest test-lowest test-catalyst wheel-test \
   test-gpu test-resume test-transformers gpu-wheels peer-step device-matrix clean
 
-demo: .venv/demo ## Train a transformer with AdamW and superpositional AdamW, side by side.
+demo: .venv/demo ## Train a language model with AdamW, the paper's form and the spectral form, side by side.
+	$(BIN)/python -m benchmarks.character_model
+
+demo-paper: .venv/demo ## Train the paper's text classifier with AdamW and the paper's form, side by side.
 	$(BIN)/python -m benchmarks.text_classification --arms adam lambda-0.5 --seeds 4
 
 evidence: .venv/experiments ## Write the report of the evidence study from its stored runs.

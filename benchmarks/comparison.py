@@ -83,8 +83,8 @@ def print_tables(arms: Mapping[str, Any], target: float) -> None:
         [
             [
                 arm["label"],
-                _show(arm["summary"]["test_accuracy"], scale=100),
-                _show(arm["summary"]["test_loss"], digits=3),
+                show(arm["summary"]["test_accuracy"], scale=100),
+                show(arm["summary"]["test_loss"], digits=3),
                 f"{arm['compile_seconds']:.1f}",
                 f"{arm['wall_seconds']:.0f}",
             ]
@@ -120,19 +120,19 @@ def _race(figures: Mapping[str, Any], n: int) -> list[str]:
         for figure in (epochs, seconds)
     ]
     never = f"{epochs['infinite']} of {n}"
-    return [_show(epochs), medians[0], _show(seconds), medians[1], never]
+    return [show(epochs), medians[0], show(seconds), medians[1], never]
 
 
 def _minus(figures: Mapping[str, Any]) -> list[str]:
     return [
-        _show(figures["test_accuracy"], scale=100, digits=2, sign="+"),
-        _show(figures["test_loss"], digits=4, sign="+"),
-        _show(figures["epochs_to_target"], digits=2, sign="+"),
-        _show(figures["seconds_to_target"], sign="+"),
+        show(figures["test_accuracy"], scale=100, digits=2, sign="+"),
+        show(figures["test_loss"], digits=4, sign="+"),
+        show(figures["epochs_to_target"], digits=2, sign="+"),
+        show(figures["seconds_to_target"], sign="+"),
     ]
 
 
-def _show(interval: Mapping[str, Any], scale: float = 1, digits: int = 1, sign: str = "-") -> str:
+def show(interval: Mapping[str, Any], scale: float = 1, digits: int = 1, sign: str = "-") -> str:
     """Format `mean ± half width`; a mean of infinite values is a dash."""
     if interval["mean"] is None:
         return "—"

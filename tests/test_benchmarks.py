@@ -23,6 +23,10 @@ import qsgd_jax as qsgd
 from benchmarks import (
     arms,
     attention_time,
+    cascade_figure,
+    character_model,
+    character_report,
+    characters,
     circuit_throughput,
     comparison,
     datasets,
@@ -433,3 +437,108 @@ def test_missing_data_are_told_with_where_they_come_from(arguments, message, tmp
     with pytest.raises(SystemExit):
         text_classification.main([*arguments.split(), "--output", str(tmp_path)])
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_the_character_model_runs_end_to_end_and_pairs_its_arms(tmp_path, capsys):
+    sizes = "--steps 40 --every 20 --seeds 1 --device default.qubit --shots 100000"
+    character_model.main([*sizes.split(), "--output", str(tmp_path)])
+    report = json.loads((tmp_path / "character_model.json").read_text())
+    for name in ("character_model.png", "cascade.png"):
+        assert (tmp_path / name).stat().st_size > 5_000
+    assert list(report["arms"]) == ["adamw", "paper", "spectral"]
+    curves = [arm["runs"][0]["validation_loss"] for arm in report["arms"].values()]
+    assert all(len(curve) == 3 and curve[0] > curve[1] > curve[2] for curve in curves)
+    starts, ends = {curve[0] for curve in curves}, {curve[-1] for curve in curves}
+    assert len(starts) == 1 and len(ends) == 3
+    adamw = report["arms"]["adamw"]
+    assert adamw["time_a_step"] == 1 and adamw["summary"]["step_reached"]["mean"] <= 40
+    assert report["cascade"]["device"] == "default.qubit" and report["cascade"]["shots"] == 100_000
+    assert report["provenance"]["versions"]["optax"] == optax.__version__
+    printed = capsys.readouterr().out
+    for words in ("['layers'][0]['attention']['query']", "attention's input", "minus AdamW"):
+        assert words in printed
+
+
+@pytest.mark.slow
+def test_the_character_models_sweep_trains_each_arm_with_each_rate(tmp_path, capsys):
+    sizes = "--arms adamw --steps 2 --every 2 --seeds 1 --learning-rates 1e-3 1e-2"
+    character_model.main([*sizes.split(), "--output", str(tmp_path)])
+    runs = json.loads((tmp_path / "character_model_rates.json").read_text())["runs"]
+    assert [run["learning_rate"] for run in runs] == [1e-3, 1e-2]
+    ends = [run["validation_loss"][-1] for run in runs]
+    assert ends[0] != ends[1] and f"*{min(ends):.3f}" in capsys.readouterr().out
+
+
+def test_the_text_of_the_character_model_is_what_its_readme_says():
+    assert character_model.TEXT.stat().st_size <= 300_000
+    words = character_model.TEXT.read_text()
+    assert words.startswith("First Citizen:\n") and words.endswith(".\n")
+    text = characters.read_text(character_model.TEXT)
+    assert len(text.train) == int(0.9 * len(words))
+    spelled = "".join(text.characters[i] for i in [*text.train[-3:], *text.windows[0]])
+    assert spelled == words[len(text.train) - 3 :][: characters.CONTEXT + 4]
+
+
+def test_a_loss_is_reached_between_two_evaluations():
+    curve = [4.0, 3.0, 2.0, 2.5, 1.0]
+    assert character_report.step_reached(curve, 2.25, every=10) == pytest.approx(17.5)
+    assert character_report.step_reached(curve, 0.5, every=10) == np.inf
+    assert character_report.step_reached(curve, 5.0, every=10) == 0
+
+
+def test_the_schedule_rises_and_falls_to_zero():
+    rates = np.array([characters.schedule(0.5, 100)(step) for step in range(101)])
+    assert rates.argmax() == 5 and rates[5] == pytest.approx(0.5)
+    assert rates[0] == 0 and rates[100] == pytest.approx(0, abs=1e-8)
+
+
+def test_what_a_probe_has_measured_is_drawn_with_its_errors():
+    angles, shots = [0.3, -1.1, 2.0], 2_000
+    exact, noisy = (
+        qsgd.spectral_cascade(angles=[angles], device="default.qubit", shots=n).stages[0]
+        for n in (None, shots)
+    )
+    grid = [[-1 + 2 * (k + 0.25) / 11] for k in range(11)]
+    answers = [float(qsgd.spectral_circuit(angles)(theta)) for theta in grid]
+    sigma, answer, error = cascade_figure.measured(exact)
+    np.testing.assert_allclose(sigma, np.sin(np.pi * np.ravel(grid)), atol=1e-12)
+    np.testing.assert_allclose(answer, answers, atol=1e-6)
+    assert not error.any()
+    _, answer, error = cascade_figure.measured(noisy)
+    counts = (1 + answer) / 2 * shots  # whole numbers of measurements: these were measured
+    np.testing.assert_allclose(counts, counts.round(), atol=2e-3)
+    assert (np.abs(answer - answers) < 5 * error).all() and error.max() < 1.01 / shots**0.5
+
+
+def test_singular_values_are_those_of_the_momentums_matrices():
+    rng = np.random.default_rng(0)
+    gradients = {
+        "embedding": rng.normal(size=(9, 6)),
+        "attention": {"query": rng.normal(size=(6, 2, 3)), "out": rng.normal(size=(2, 3, 6))},
+    }
+    gradients = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradients)
+    optimizer = qsgd.superpositional_muon(0.1)
+    state = optimizer.update(gradients, optimizer.init(gradients), gradients)[1]
+    expected = []
+    for name, shape in (("out", (6, 6)), ("query", (6, 6))):
+        matrix = np.reshape(gradients["attention"][name], shape)
+        expected += [*np.linalg.svd(matrix, compute_uv=False) / np.linalg.norm(matrix)]
+    np.testing.assert_allclose(cascade_figure.singular_values(state), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--every 30", "argument --every: 30 must divide --steps, 400"),
+        ("--learning-rates 0.1 -1", "argument --learning-rates: '-1' must be greater than 0"),
+        ("--shots 0", "argument --shots: '0' must be greater than 0"),
+        ("--device nope.qubit", "argument --device: device 'nope.qubit'"),
+        ("--device default.qubit --shots 3", "argument --shots: 3 on --device default.qubit: "),
+        ("--arms muon", "argument --arms: invalid choice: 'muon'"),
+    ],
+)
+def test_the_character_model_names_a_bad_option(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        character_model.main([*arguments.split(), "--output", str(tmp_path)])
+    assert message in capsys.readouterr().err
