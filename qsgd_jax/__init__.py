@@ -13,11 +13,12 @@ from qsgd_jax._src.source import superposition_weights
 from qsgd_jax._src.spectral.angles import spectral_angles
 from qsgd_jax._src.spectral.cascade import SpectralCascade
 from qsgd_jax._src.spectral.routing import SpectralRouting, spectral_routing
+from qsgd_jax._src.spectral.state import ScaleBySpectralSuperpositionState
 from qsgd_jax._src.spectral.transforms import (
-    ScaleBySpectralSuperpositionState,
     scale_by_spectral_superposition,
     superpositional_muon,
 )
+from qsgd_jax._src.spectral.warm_start import warm_start
 from qsgd_jax._src.surrogate import Surrogate
 from qsgd_jax._src.transforms import (
     ScaleBySuperpositionState,
@@ -68,6 +69,7 @@ __all__ = [
     "superposition_weights",
     "superpositional_adamw",
     "superpositional_muon",
+    "warm_start",
 ]
 
 # Imported when first asked for: these import PennyLane, `nn` imports Flax.

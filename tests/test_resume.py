@@ -29,7 +29,7 @@ LONGEST_DELAY = 0.1  # seconds; a save takes about as long
 
 
 def pytest_generate_tests(metafunc):
-    if "seed" in metafunc.fixturenames:  # each third has another of the three forms
+    if "seed" in metafunc.fixturenames:  # each fourth has another of the four forms
         metafunc.parametrize("seed", range(metafunc.config.getoption("trainings")))
 
 

@@ -82,6 +82,8 @@ def test_data_flow_one_way():
                 "trees",
                 "spectral/transforms",
                 "spectral/routing",
+                "spectral/state",
+                "spectral/warm_start",
             },
         ),
         (

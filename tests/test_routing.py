@@ -184,6 +184,14 @@ def test_bad_input_is_refused_by_name(make, message):
             use(make())
 
 
+def test_what_the_table_does_not_know_is_said():
+    params = {"mystery": {"kernel": jnp.zeros((2, 3, 4))}, "w": jnp.zeros((3, 4))}
+    with pytest.warns(UserWarning, match=r"axes of \['mystery'\]\['kernel'\] are rows"):
+        qsgd.superpositional_muon(0.1).init(params)
+    said = qsgd.SpectralRouting(labels={"mystery": "adamw", "w": None})
+    qsgd.superpositional_muon(0.1, routing=said).init(params)  # warnings are errors
+
+
 def test_an_attention_of_flax_is_turned_as_the_matrix_that_it_is():
     """Against each kernel flattened by hand: optax's Muon leaves them to Adam."""
     rng = np.random.default_rng(0)

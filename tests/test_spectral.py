@@ -404,7 +404,7 @@ def test_bad_input_is_refused_by_name(call, error, message):
 def test_a_state_of_another_shape_is_refused():
     optimizer: Any = qsgd.scale_by_spectral_superposition()
     state = optimizer.init(jnp.zeros((2, 3)))
-    with pytest.raises(ValueError, match=r"shape \(3, 2\) does not match its momentum"):
+    with pytest.raises(ValueError, match=r"shape \(3, 2\) at .* does not match its momentum"):
         optimizer.update(jnp.zeros((3, 2)), state)
 
 

@@ -20,6 +20,7 @@ import qsgd_jax as qsgd
 
 Form = Literal["gradient", "update", "moments"]
 FORMS: tuple[Form, ...] = ("gradient", "update", "moments")
+SPECTRAL = len(FORMS)  # comes after them
 SAVE_EVERY = 5
 
 
@@ -49,16 +50,7 @@ def train(folder: Path, seed: int, steps: int) -> Iterator[tuple[int, str]]:
         The number of steps taken so far and a SHA-256 of model and optimizer: as created or
         restored, and after each step.
     """
-    surrogate = qsgd.probe(qsgd.Circuit(n_qubits=2, depth=1), readout="probabilities")
-    transformation = qsgd.superpositional_adamw(
-        0.01,
-        quantum_weight=optax.linear_schedule(0.5, 0.1, steps),
-        weigh=FORMS[seed % len(FORMS)],
-        surrogate=qsgd.sampled(surrogate, shots=4),
-        coverage="everywhere",
-        key=seed,
-        diagnostics=True,
-    )
+    transformation = _transformation(seed, steps)
 
     def create() -> tuple[Model, nnx.Optimizer]:
         model = Model(nnx.Rngs(seed))
@@ -87,6 +79,22 @@ def train(folder: Path, seed: int, steps: int) -> Iterator[tuple[int, str]]:
             state = nnx.state((model, optimizer))
             yield taken, digest(state)
             manager.save(taken, args=ocp.args.StandardSave(state))
+
+
+def _transformation(seed: int, steps: int) -> optax.GradientTransformation:
+    form = seed % (len(FORMS) + 1)
+    if form == SPECTRAL:
+        return qsgd.superpositional_muon(optax.linear_schedule(0.02, 0.002, steps))
+    surrogate = qsgd.probe(qsgd.Circuit(n_qubits=2, depth=1), readout="probabilities")
+    return qsgd.superpositional_adamw(
+        0.01,
+        quantum_weight=optax.linear_schedule(0.5, 0.1, steps),
+        weigh=FORMS[form],
+        surrogate=qsgd.sampled(surrogate, shots=4),
+        coverage="everywhere",
+        key=seed,
+        diagnostics=True,
+    )
 
 
 def digest(tree: PyTree[Array]) -> str:

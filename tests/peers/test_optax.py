@@ -55,6 +55,30 @@ def _weighed_gradients_into_adamw(
     )
 
 
+def _stacks(params):
+    """Leaves of three axes, which have no names in optax's tests: matrices one upon the other."""
+    numbers = optax.contrib.MuonDimensionNumbers(-2, -1)
+    return jax.tree.map(lambda leaf: numbers if leaf.ndim == 3 else None, params)
+
+
+STACKS = qsgd.SpectralRouting(labels=_stacks)
+
+
+def _of_explicit_dtypes(miss):
+    names = ("bfloat16", "float32", "complex64", "None")
+    return {f"test_explicit_dtype_{p}_{s}": miss for p in names for s in names}
+
+
+def _spectral_alone(
+    learning_rate: optax.ScalarOrSchedule, mu_dtype=None, weight_decay: optax.ScalarOrSchedule = 0.0
+):
+    return optax.chain(
+        qsgd.scale_by_spectral_superposition(mu_dtype=mu_dtype, routing=STACKS),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 VARIANTS = {
     "update": _update_form(),
     "update_everywhere": _update_form(qsgd.probe(ENTANGLED), "everywhere"),
@@ -85,6 +109,26 @@ VARIANTS = {
             CLIMBS,
         )
         | RESTLESS,
+    ),
+    "muon": Variant(
+        functools.partial(qsgd.superpositional_muon, routing=STACKS),
+        lambda: qsgd.scale_by_spectral_superposition(routing=STACKS),
+        _of_explicit_dtypes(
+            Miss("There are two mu, as in optax.contrib.muon: AdamW's, too.", error="multiple val")
+        ),
+    ),
+    "spectral": Variant(
+        _spectral_alone,
+        lambda: qsgd.scale_by_spectral_superposition(routing=STACKS),
+        _of_explicit_dtypes(Miss("A vector has no momentum.", error="'MaskedNode' object has no"))
+        | dict.fromkeys(
+            [
+                "test_optimization_rosenbrock_float32",
+                "test_optimization_rosenbrock_complex64",
+                "test_optimizers_rosenbrock_float32",
+            ],
+            Miss("Vectors pass unchanged, and gradient descent at 0.01 diverges."),
+        ),
     ),
     "adamw": Variant(optax.adamw, optax.scale_by_adam),
 }

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import re
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -110,12 +111,23 @@ def spectral_routing(params: PyTree, routing: SpectralRouting | None = None) -> 
     return "\n".join(lines)
 
 
+class Matrices(SpectralRouting):
+    """The same of a tree that has had its outputs, known by their width, taken out before."""
+
+    @classmethod
+    def of(cls, routing: SpectralRouting) -> "Matrices":
+        """The same table and labels."""
+        return cls(routing.stacked_axes, routing.labels)
+
+
 def routes(params: PyTree, routing: SpectralRouting | None = None) -> PyTree:
     """The `Route` of each leaf."""
+    if not jax.tree.leaves(params):
+        return params  # such as the placeholder of `optax.tree.map_params`
     routing = SpectralRouting() if routing is None else routing
     labels = routing.labels(params) if callable(routing.labels) else routing.labels
     stacks = stacked_axes_of(routing.stacked_axes, params)
-    width = _vocabulary(params, stacks)
+    width = None if isinstance(routing, Matrices) else _vocabulary(params, stacks)
     decide = functools.partial(_route, vocabulary=width)
     try:
         labels = jax.tree.map(
@@ -127,6 +139,21 @@ def routes(params: PyTree, routing: SpectralRouting | None = None) -> PyTree:
     except ValueError as error:
         raise ValueError(f"labels={labels!r} is no prefix of params: {error}") from error
     return jax.tree_util.tree_map_with_path(decide, params, labels, stacks)
+
+
+def say_unknown(found: PyTree) -> None:
+    """Say which leaves the table did not know: they train otherwise than their author may think."""
+    places = [
+        jax.tree_util.keystr(path)
+        for path, route in jax.tree_util.tree_leaves_with_path(found, is_leaf=_is_route)
+        if route.why == UNKNOWN
+    ]
+    if places:
+        warnings.warn(
+            f"SpectralRouting does not know which axes of {', '.join(places)} are rows and "
+            "columns, and leaves them to AdamW; labels= says so, or which.",
+            stacklevel=3,
+        )
 
 
 class _Label:

@@ -11,12 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float
 from optax.contrib import MuonDimensionNumbers
 
 from qsgd_jax._src.spectral.cascade import SpectralCascade, on_matrix
-from qsgd_jax._src.spectral.routing import ADAMW, SPECTRAL, Route, SpectralRouting, routes
-from qsgd_jax._src.trees import wider
+from qsgd_jax._src.spectral.routing import (
+    ADAMW,
+    SPECTRAL,
+    Matrices,
+    Route,
+    SpectralRouting,
+    routes,
+    say_unknown,
+)
+from qsgd_jax._src.spectral.state import (
+    ScaleBySpectralSuperpositionState,
+    check_leaf,
+    is_masked_or_none,
+    momentum_of,
+)
+from qsgd_jax._src.trees import NO_PARAMS_MSG, wider
 from qsgd_jax._src.typing import PyTree
 
 # Added to the norm of a matrix, as `optax.contrib.muon` does: below it, noise is not raised to a
@@ -24,18 +38,6 @@ from qsgd_jax._src.typing import PyTree
 _EPSILON = 1e-8
 
 AnyCascade = SpectralCascade | str
-
-
-class ScaleBySpectralSuperpositionState(NamedTuple):
-    """State of `scale_by_spectral_superposition`.
-
-    Attributes:
-      count: steps taken.
-      mu: the momentum of each matrix; `optax.MaskedNode` in the places of other leaves.
-    """
-
-    count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
-    mu: optax.Updates
 
 
 def scale_by_spectral_superposition(
@@ -102,26 +104,32 @@ def scale_by_spectral_superposition(
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         del params, extra_args
-        count = optax.safe_increment(state.count)
-        now, ahead = 1 - beta**count, 1 - beta ** optax.safe_increment(count)
+        count = cast(Array, optax.safe_increment(state.count))
+        after = cast(Array, optax.safe_increment(count))
 
-        def of_leaf(route: Route | None, g: Any, m: Any) -> _Leaf:
-            if route is None or isinstance(m, optax.MaskedNode):
+        def of_leaf(path: Any, m: Any, g: Any, route: Any) -> _Leaf:
+            if g is None or isinstance(m, optax.MaskedNode):
                 return _Leaf(g, m)
-            _check_shapes(g, m)
-            momentum = beta * m + (1 - beta) * g
-            hat = beta * momentum / ahead + (1 - beta) * g / now if nesterov else momentum / now
-            turned = _turned(cascade, cast(Any, route.numbers), hat, update_rms)
+            check_leaf(jax.tree_util.keystr(path), g, m, route)
+            dtype = wider(m.dtype, jnp.result_type(g), jnp.float32)
+            g_wide, m_wide = jnp.asarray(g, dtype), jnp.asarray(m, dtype)
+            b, rest = _real(beta, dtype), _real(1 - beta, dtype)
+            now, ahead = (1 - b ** _real(n, dtype) for n in (count, after))
+            momentum = b * m_wide + rest * g_wide
+            hat = b * momentum / ahead + rest * g_wide / now if nesterov else momentum / now
+            turned = _turned(cascade, route.numbers, hat, update_rms)
             return _Leaf(turned.astype(jnp.result_type(g)), momentum.astype(m.dtype))
 
-        leaves = jax.tree.map(
-            of_leaf, routes(updates, routing), updates, state.mu, is_leaf=_is_route_or_none
+        # By the momenta, which are all matrices: gradients may be missing, embeddings masked.
+        known = routes(state.mu, Matrices.of(routing))
+        leaves = jax.tree_util.tree_map_with_path(
+            of_leaf, state.mu, updates, known, is_leaf=is_masked_or_none
         )
         steps, mu = (
             jax.tree.map(operator.itemgetter(i), leaves, is_leaf=lambda x: isinstance(x, _Leaf))
             for i in (0, 1)
         )
-        return steps, ScaleBySpectralSuperpositionState(cast(Array, count), mu)
+        return steps, ScaleBySpectralSuperpositionState(count, mu)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -195,7 +203,9 @@ def superpositional_muon(
     """
     routing = _checked_routing(routing)
     matrices = optax.chain(
-        scale_by_spectral_superposition(cascade, beta, nesterov, update_rms, mu_dtype, routing),
+        scale_by_spectral_superposition(
+            cascade, beta, nesterov, update_rms, mu_dtype, Matrices.of(routing)
+        ),
         optax.add_decayed_weights(weight_decay, weight_decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -216,12 +226,20 @@ def superpositional_muon(
         return optax.partition({SPECTRAL: matrices, ADAMW: rest}, labels)
 
     def init(params: optax.Params) -> Any:
+        say_unknown(routes(params, routing))
         return routed(params).init(params)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        # By the parameters, as long as they are given: gradients may be missing.
-        tree = updates if params is None else params
-        return routed(tree).update(updates, state, params, **extra_args)
+        if params is None:
+            raise ValueError(NO_PARAMS_MSG)
+        # By the parameters, since gradients may be missing; by those that the state was made for.
+        params = jax.tree.map(
+            lambda m, p: None if m is None else p,
+            momentum_of(state),
+            params,
+            is_leaf=is_masked_or_none,
+        )
+        return routed(params).update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -235,12 +253,15 @@ def _is_route(x: Any) -> bool:
     return isinstance(x, Route)
 
 
-def _is_route_or_none(x: Any) -> bool:
-    return x is None or isinstance(x, Route)
+def _real(x: Any, dtype: Any) -> Array:
+    """As a real number of that precision: beside complex parameters optax injects complex ones."""
+    return jnp.real(x).astype(jnp.finfo(dtype).dtype)
 
 
 def _zeros(leaf: Any, dtype: Any) -> Array:
-    return jnp.zeros_like(leaf, dtype=dtype)
+    """In a dtype that is asked for, unless it would drop what is imaginary."""
+    dropped = jnp.iscomplexobj(leaf) and not jnp.issubdtype(dtype, jnp.complexfloating)
+    return jnp.zeros_like(leaf, dtype=None if dropped else dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -250,7 +271,16 @@ def _turned_known(cascade: SpectralCascade, numbers: MuonDimensionNumbers, m: An
 
 def _turned(cascade: SpectralCascade, numbers: MuonDimensionNumbers, m: Any, r: Any) -> Any:
     """One leaf; a known cascade is a constant of the program, traced once for each shape."""
-    return (_turned_traced if cascade.traced else _turned_known)(cascade, numbers, m, r)
+    turned = (
+        (lambda m, r, cascade: _turned_traced(cascade, numbers, m, r))
+        if cascade.traced
+        else (lambda m, r, _: _turned_known(cascade, numbers, m, r))
+    )
+    sharding = jax.typeof(m).sharding
+    if sharding.mesh.explicit_axes:  # every product would need a sharding; XLA knows better
+        turned = cast(Any, jax.sharding.auto_axes(turned, out_sharding=sharding))
+    # What is traced outside must not be closed over there.
+    return turned(m, r, cascade if cascade.traced else None)
 
 
 def _turned_traced(cascade: SpectralCascade, numbers: MuonDimensionNumbers, m: Any, r: Any) -> Any:
@@ -276,7 +306,7 @@ def _of_matrix(cascade: SpectralCascade, r: Any, m: Float[Array, "m n"]) -> Floa
     x = on_matrix(cascade, (x if wide else x.T) / norm)
     x = x if wide else x.T
     size, damping = norm * largest, _root(jnp.mean(jnp.abs(x) ** 2))
-    return x * (jnp.asarray(r, norm.dtype) / damping * size / (size + _EPSILON))
+    return x * (_real(r, norm.dtype) / damping * size / (size + _EPSILON))
 
 
 def _root(x: Array) -> Array:
@@ -313,11 +343,3 @@ def _check_number(name: str, value: Any, allowed: str, fits: Callable[[float], b
         raise TypeError(f"{name}={value!r} must be a number {allowed}.")
     if not fits(float(value)):
         raise ValueError(f"{name}={value!r} must be {allowed}.")
-
-
-def _check_shapes(gradient: Any, momentum: Any) -> None:
-    if jnp.shape(gradient) != jnp.shape(momentum):
-        raise ValueError(
-            f"gradient of shape {jnp.shape(gradient)} does not match its momentum of shape "
-            f"{jnp.shape(momentum)}: was the state made by another optimizer?"
-        )

@@ -1,0 +1,61 @@
+"""What spectral superposition keeps between steps, and whether a step fits it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int32
+
+from qsgd_jax._src.spectral.routing import SPECTRAL, Route
+
+
+class ScaleBySpectralSuperpositionState(NamedTuple):
+    """State of `scale_by_spectral_superposition`.
+
+    Attributes:
+      count: steps taken.
+      mu: the momentum of each matrix; `optax.MaskedNode` in the places of other leaves.
+    """
+
+    count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
+    mu: optax.Updates
+
+
+def is_state(x: Any) -> bool:
+    """Whether it is that of the transformation itself."""
+    return isinstance(x, ScaleBySpectralSuperpositionState)
+
+
+def is_masked_or_none(x: Any) -> bool:
+    """Whether a leaf is another's, or missing."""
+    return x is None or isinstance(x, optax.MaskedNode)
+
+
+def momentum_of(state: Any) -> Any:
+    """The momentum of matrices, somewhere in a state of `superpositional_muon`."""
+    found = [x.mu for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
+    if len(found) != 1:
+        raise ValueError(
+            f"state has {len(found)} of ScaleBySpectralSuperpositionState, where that of this "
+            "optimizer has one: was it made by another?"
+        )
+    return found[0]
+
+
+def check_leaf(place: str, gradient: Any, momentum: Any, route: Route) -> None:
+    """Refuse a gradient that is not of the leaf that the momentum was made for."""
+    if momentum is None:
+        raise ValueError(f"gradient at {place!r} has no momentum: `init` has seen no leaf there.")
+    if route.label != SPECTRAL:
+        raise ValueError(
+            f"state has a momentum at {place!r}, which is routed to {route.label!r} "
+            f"({route.why}): was it made by another optimizer?"
+        )
+    if jnp.shape(gradient) != momentum.shape:
+        raise ValueError(
+            f"gradient of shape {jnp.shape(gradient)} at {place!r} does not match its momentum of "
+            f"shape {momentum.shape}: was the state made by another optimizer?"
+        )
+    if jnp.iscomplexobj(gradient) and not jnp.iscomplexobj(momentum):
+        raise ValueError(f"gradient at {place!r} is complex, its momentum is not.")
