@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from optax.contrib import MuonDimensionNumbers
@@ -108,6 +109,18 @@ def test_nnx():
         ("pos_embedding", (7, 3), None),
         ("head/kernel", (3, 7), None),
         ("norm/scale", (3, 7), None),
+        ("norm/weight", (3, 7), None),
+        ("ln_1/weight", (3, 7), None),
+        ("attn/value", (8, 2, 4), ((0,), (1, 2))),
+        ("value/kernel", (3, 3, 8, 16), None),
+        ("layers/attn/query/kernel", (6, 64, 4, 16), None),  # a stack that was not declared
+        ("moe_block/attention/query/kernel", (8, 2, 4), ((0,), (1, 2))),
+        ("experts/attn/out/kernel", (2, 4, 8), ((0, 1), (2,))),
+        ("lora/q/b", (2, 8), ((0,), (1,))),
+        ("lm_head/linear/kernel", (8, 32), None),
+        ("embedding_model/dense/kernel", (8, 32), ((0,), (1,))),
+        ("layers/weight", (7, 3, 5, 5), ((1, 2, 3), (0,))),
+        ("net/~/lm_head/w", (8, 32), None),
         ("w", (3, 7), ((0,), (1,))),
         ("w", (1, 7), None),
         ("w", (7,), None),
@@ -132,6 +145,45 @@ def test_dtypes(dtype):
 def test_a_hidden_layer_as_wide_as_the_vocabulary_is_no_output():
     params = {"embed": jnp.zeros((8, 4)), "up": jnp.zeros((4, 8)), "other": jnp.zeros((4, 8))}
     assert _routed(params) == {"embed": None, "up": ((0,), (1,)), "other": ((0,), (1,))}
+
+
+def test_positions_are_no_vocabulary():
+    params = {
+        "wpe": jnp.zeros((8, 4)),
+        "wte": jnp.zeros((9, 4)),
+        "up": {"kernel": jnp.zeros((4, 8))},
+    }
+    assert _routed(params)["up/kernel"] == ((0,), (1,))
+
+
+def test_labels_may_read_the_leaves():
+    params = {"w": jnp.ones((3, 4)), "v": jnp.ones((4, 3)), "b": jnp.ones(3)}
+
+    def labels(params):
+        return {k: "adamw" if k == "v" or x.ndim < 2 else "spectral" for k, x in params.items()}
+
+    routing = qsgd.SpectralRouting(labels=labels)
+    for make in (qsgd.superpositional_muon, _chained):
+        optimizer: Any = make(0.1, routing=routing)
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        assert np.abs(updates["w"]).max() > 1e-3
+
+
+def _chained(learning_rate: float, routing: Any) -> Any:
+    return optax.chain(
+        qsgd.scale_by_spectral_superposition(routing=routing),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def test_a_label_makes_no_matrix_of_what_is_none():
+    params = {
+        "n": jnp.zeros((3, 4), jnp.int32),
+        "empty": jnp.zeros((0, 4)),
+        "row": jnp.ones((1, 4)),
+    }
+    found = _routed(params, qsgd.SpectralRouting(labels="spectral"))
+    assert found == {"empty": None, "n": None, "row": ((0,), (1,))}
 
 
 def test_stacked_axes_are_batched():

@@ -44,8 +44,8 @@ def spectral_angles(polynomial: Any) -> Float[np.ndarray, " angles"]:
     where, largest = peak(odd)
     if largest > 1 + MARGIN:
         raise ValueError(
-            f"polynomial={polynomial!r} is {largest:.6g} at σ = {where:.4g}; a circuit answers "
-            f"within ±1. Divided by {largest:.6g}, an output scale, it does."
+            f"polynomial={polynomial!r} is {largest:.12g} at σ = {where:.4g}; a circuit answers "
+            f"within ±1. Divided by {largest:.12g}, an output scale, it does."
         )
     return angles(odd * min(1.0, (1 - MARGIN) / largest))
 

@@ -1,14 +1,14 @@
 """Making cascades: from polynomials, angles, or the surrogates of a user's own circuits."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from qsgd_jax._src.checks import check_integer
 from qsgd_jax._src.spectral import angles as to_angles
 from qsgd_jax._src.spectral import polynomials
-from qsgd_jax._src.spectral.cascade import SpectralCascade, odd_part
+from qsgd_jax._src.spectral.cascade import SpectralCascade, odd_part, one_for_each_stage
 from qsgd_jax._src.spectral.circuit import probed
 from qsgd_jax._src.surrogate import Surrogate
 
@@ -19,13 +19,13 @@ _SAFETY = 1.01
 
 
 def spectral_cascade(
-    cascade: Any = "polar-express",
+    cascade: Any = None,
     *,
     angles: Sequence[Any] | None = None,
     stages: int | None = None,
     input_scales: Sequence[float] | None = None,
     output_scales: Sequence[float] | None = None,
-    device: Any = "lightning.qubit",
+    device: Any = None,
     shots: int | None = None,
 ) -> SpectralCascade:
     r"""Probe a cascade of one-qubit circuits, which bends singular values towards one.
@@ -40,12 +40,13 @@ def spectral_cascade(
       cascade: `"muon"`, five times its quintic; `"polar-express"`, of which three stages train
         as well as five; a sequence of odd polynomials, each by its coefficients of σ, σ³, … or one
         of `numpy.polynomial`; or of surrogates of one input θ with σ = sin(2πθ / period), a
-        user's own stages.
+        user's own stages. By default `"polar-express"`.
       angles: instead, the angles of each circuit, which may be traced.
       stages: of a name, how many; by default 5 and 3.
-      input_scales: i, of angles or surrogates; by default 1, then the output scale before.
+      input_scales: i, of angles or surrogates; by default 1, then how far the stage before reaches.
       output_scales: o, of angles or surrogates; by default 1.
-      device: a PennyLane device, by name or open.
+      device: a PennyLane device, by name or open; by default `"lightning.qubit"`, or
+        `"default.qubit"` for traced angles. None beside surrogates, which have been probed.
       shots: how often each setting is measured; `None` for exact answers.
 
     Returns:
@@ -68,22 +69,51 @@ def spectral_cascade(
         if not isinstance(cascade, str) or angles is not None:
             raise ValueError(f"stages={stages}: allowed is None, unless of a name.")
         check_integer("stages", stages, 1, 32)
-    given = [] if isinstance(cascade, str) else list(cascade)
+    if angles is not None and cascade is not None:
+        raise ValueError(f"cascade={cascade!r}: allowed is None, beside angles=.")
+    given = _listed("angles", angles) if angles is not None else _stages(cascade)
     own = bool(given) and all(isinstance(stage, Surrogate) for stage in given)
+    if own and (device is not None or shots is not None):
+        raise ValueError(f"device={device!r}, shots={shots}: allowed is None, of surrogates.")
     if own or angles is not None:
-        found = given if own else [probed(one, device, shots) for one in angles or ()]
-        outputs = (1.0,) * len(found) if output_scales is None else tuple(output_scales)
-        inputs = (1.0, *outputs[:-1]) if input_scales is None else tuple(input_scales)
-        return SpectralCascade(tuple(found), inputs, outputs)
+        found = given if own else [probed(one, device, shots) for one in given]
+        ones = (1.0,) * len(found)
+        outputs = one_for_each_stage(
+            "output_scales", ones if output_scales is None else output_scales
+        )
+        reach = (o * _reach(stage) for stage, o in zip(found[:-1], outputs, strict=False))
+        inputs = (1.0, *reach) if input_scales is None else input_scales
+        return SpectralCascade(tuple(found), cast(Any, inputs), outputs)
     if input_scales is not None or output_scales is not None:
         raise ValueError(
             f"input_scales={input_scales}, output_scales={output_scales}: allowed is None, unless "
             "of angles or surrogates; those of polynomials follow from them."
         )
-    wanted = _named(cascade, stages) if isinstance(cascade, str) else given
-    if not wanted:
-        raise ValueError(f"cascade={cascade!r} must have a stage.")
+    wanted = given or _named(cascade or "polar-express", stages)
     return _of_polynomials([polynomials.odd_coefficients(p) for p in wanted], device, shots)
+
+
+def _listed(name: str, given: Any) -> list[Any]:
+    """A sequence of stages, of which there is one at least."""
+    if not isinstance(given, (Sequence, np.ndarray)) or isinstance(given, np.poly1d):
+        raise TypeError(f"{name}={given!r} must be a sequence, one for each stage.")
+    if not len(given):
+        raise ValueError(f"{name}={given!r} must have a stage.")
+    if any(np.ndim(one) == 0 and isinstance(one, (int, float, np.number)) for one in given):
+        raise TypeError(f"{name}={given!r} must have a sequence for each stage: [[…], …].")
+    return list(given)
+
+
+def _stages(cascade: Any) -> list[Any]:
+    if cascade is None or isinstance(cascade, str):
+        return []
+    return _listed("cascade", cascade)
+
+
+def _reach(stage: Any) -> float:
+    """How far an answer goes, where that is known: at least 1."""
+    known = isinstance(stage, Surrogate) and not stage.traced and stage.n_inputs == 1
+    return max(1.0, polynomials.peak(odd_part(stage))[1]) if known else 1.0
 
 
 def _named(name: str, stages: int | None) -> list[Any]:
@@ -114,7 +144,10 @@ def _of_polynomials(
         key = ideal.tobytes()
         if key not in asked:
             asked[key] = probed(to_angles.angles(ideal), device, shots)
-        factor, deviation = _fitted(odd_part(asked[key]), ideal / (1 - to_angles.MARGIN))
+        found = odd_part(asked[key])
+        factor, deviation = _fitted(found, ideal / (1 - to_angles.MARGIN))
+        # A measured answer reaches further here and there, where the next circuit takes no more.
+        factor = min(factor, 1 / polynomials.peak(found)[1])
         stages.append(asked[key])
         outputs.append(end * factor)
         deviations.append(deviation)

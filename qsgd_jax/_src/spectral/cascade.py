@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import math
 import os
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jaxtyping import Array, Float
 from qsgd_jax._src import saving
 from qsgd_jax._src.spectral import polynomials
 from qsgd_jax._src.surrogate import Surrogate
+from qsgd_jax._src.trees import is_none
 
 # How large a part of an answer that is not odd may be: noise leaves some, another circuit more.
 _MOST_NOT_ODD = 0.1
@@ -61,6 +64,8 @@ class SpectralCascade:
     deviations: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("stages", "input_scales", "output_scales", "deviations"):
+            object.__setattr__(self, name, one_for_each_stage(name, getattr(self, name)))
         object.__setattr__(self, "deviations", self.deviations or (None,) * len(self.stages))
         for name in ("input_scales", "output_scales", "deviations"):
             if len(getattr(self, name)) != len(self.stages) or not self.stages:
@@ -110,7 +115,7 @@ class SpectralCascade:
         reach = 1.0
         for place, (odd, i, o) in enumerate(self._steps()):
             for name, scale in (("input", i), ("output", o)):
-                if not (np.ndim(scale) == 0 and np.isfinite(scale) and scale > 0):
+                if not (isinstance(scale, float) and 0 < scale < math.inf):
                     raise ValueError(
                         f"{name}_scales[{place}]={scale!r} must be positive and finite."
                     )
@@ -119,17 +124,24 @@ class SpectralCascade:
                 raise ValueError(
                     f"stage {place}: {stage!r} has a part of {rest:.2g} that is not odd in σ = "
                     f"sin(2πθ / {stage.period[0]:.4g}); allowed is {_MOST_NOT_ODD}, for noise."
+                    + (" More shots make it smaller." if stage.shots else "")
                 )
-            # A noisy stage may leave its range by as much as it is off.
-            slack = 1e-6 + (self.deviations[place - 1] or 0.0 if place else 0.0)
-            slack += 5 / stage.shots**0.5 if stage.shots else 0.0
-            if reach > i * (1 + slack):
+            if reach > i * (1 + 1e-6):
                 before = "singular values begin" if not place else f"stage {place - 1} answers"
                 raise ValueError(
                     f"input_scales[{place}]={float(i):.6g}: {before} up to {reach:.6g}, beyond "
                     "what the circuit takes; allowed is that or more."
                 )
-            reach = float(o) * polynomials.peak(odd, min(1.0, reach / i))[1]
+            reach = o * polynomials.peak(odd, reach / i)[1]
+
+    def check_descent(self) -> None:
+        """Refuse a function of σ whose steps would climb: ⟨U f(Σ) Vᵀ, U Σ Vᵀ⟩ = Σ f(σ) σ."""
+        sigma = np.linspace(0, 1, 1001)
+        if not self.traced and not self.evaluate(sigma) @ sigma > 0:
+            raise ValueError(
+                f"cascade={self!r} answers against σ, or not at all: the steps would climb. Where "
+                "⟨Z⟩ falls with σ, its negative is a stage."
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a small JSON file, which `SpectralCascade.load` reads without PennyLane.
@@ -178,11 +190,48 @@ class SpectralCascade:
         return f"SpectralCascade({len(self.stages)} stages of degree {degrees}, {devices})"
 
 
-jax.tree_util.register_dataclass(
-    SpectralCascade,
-    data_fields=["stages", "input_scales", "output_scales"],
-    meta_fields=["deviations"],
-)
+def _flatten(cascade: SpectralCascade) -> tuple[Any, Any]:
+    return (cascade.stages, cascade.input_scales, cascade.output_scales), cascade.deviations
+
+
+def _unflatten(deviations: Any, arrays: Any) -> SpectralCascade:
+    """Whatever JAX puts in the places of numbers; values become Python's again."""
+    new = object.__new__(SpectralCascade)
+    stages, *scales = arrays
+    plain = (jax.tree.map(_plain, one, is_leaf=is_none) for one in scales)
+    for field, value in zip(
+        dataclasses.fields(SpectralCascade), (stages, *plain, deviations), strict=True
+    ):
+        object.__setattr__(new, field.name, value)
+    return new
+
+
+jax.tree_util.register_pytree_node(SpectralCascade, _flatten, _unflatten)
+
+
+def one_for_each_stage(name: str, values: Any) -> tuple[Any, ...]:
+    """A sequence as a tuple, its numbers as Python's."""
+    if not isinstance(values, Iterable) or isinstance(values, str) or np.ndim(values) > 1:
+        raise TypeError(f"{name}={values!r} must be a sequence, one for each stage.")
+    return tuple(map(_plain, cast(Any, values)))
+
+
+def _plain(value: Any) -> Any:
+    """A number whose value is known as a float of Python's, which is hashed by it."""
+    known = isinstance(value, (jax.Array, np.ndarray, np.generic, int, float))
+    if not known or isinstance(value, (Tracer, bool)) or np.ndim(value):
+        return value
+    return float(value) if np.asarray(value).dtype.kind in "fiu" else value
+
+
+def _harmonics(stage: Surrogate) -> tuple[Any, Any, Any]:
+    """A stage's constant, and its coefficients of cos 2πkθ/P and sin 2πkθ/P about θ = 0."""
+    table = stage.coefficients[0]
+    cosines, sines = table[1::2], table[2::2]
+    turn = 2 * np.pi / stage.period[0] * stage.origin[0] * np.arange(1, stage.degree[0] + 1)
+    xp: Any = jnp if isinstance(turn, jax.Array) or isinstance(table, jax.Array) else np
+    c, s = xp.cos(turn), xp.sin(turn)
+    return table[0], c * cosines - s * sines, s * cosines + c * sines
 
 
 def odd_part(stage: Surrogate) -> Any:
@@ -190,15 +239,15 @@ def odd_part(stage: Surrogate) -> Any:
 
     .. math:: \sin k\pi\theta = (-1)^{(k-1)/2} \, T_k(\sin \pi\theta), \qquad k \text{ odd}
     """
-    sines = stage.coefficients[0][2::4]
+    sines = _harmonics(stage)[2][::2]
     return sines * (-1.0) ** np.arange(len(sines))
 
 
 def _not_odd(stage: Surrogate) -> float:
-    rest = np.array(stage.coefficients[0])
-    rest[2::4] = 0
-    harmonics = np.outer(np.arange(1, stage.degree[0] + 1), np.linspace(0, 2 * np.pi, 257))
-    found = rest[0] + rest[1::2] @ np.cos(harmonics) + rest[2::2] @ np.sin(harmonics)
+    constant, cosines, sines = _harmonics(stage)
+    even = np.where(np.arange(len(sines)) % 2, sines, 0.0)
+    angles = np.outer(np.arange(1, len(sines) + 1), np.linspace(0, 2 * np.pi, 257))
+    found = constant + cosines @ np.cos(angles) + even @ np.sin(angles)
     return float(np.abs(found).max())
 
 

@@ -4,6 +4,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pennylane as qml
 from jax.core import Tracer
@@ -56,15 +58,18 @@ def spectral_circuit(angles: Angles, device: Any = "lightning.qubit") -> qml.QNo
 
 def probed(angles: Angles, device: Any, shots: int | None) -> Surrogate:
     """What the circuit answers on a device; traced where its angles are."""
+    angles = checked_angles(angles)
+    if device is None:
+        device = "default.qubit" if isinstance(angles, Tracer) else "lightning.qubit"
     opened = open_device(device, 1)
-    asked = functools.partial(qml.QNode(_answer, opened), checked_angles(angles), _wire(opened))
+    asked = functools.partial(qml.QNode(_answer, opened), angles, _wire(opened))
     return probe(asked, n_inputs=1, degree=2 * len(angles) - 1, period=2, shots=shots)
 
 
 def checked_angles(angles: Any) -> Angles:
     """Angles of a circuit, as a vector."""
-    if isinstance(angles, Tracer):
-        return angles
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(angles)):
+        return jnp.asarray(angles)
     found = np.asarray(angles)
     if found.ndim != 1 or found.dtype.kind not in "fiu":
         raise TypeError(f"angles={angles!r} must be a vector of real numbers.")

@@ -46,6 +46,7 @@ def odd_coefficients(polynomial: Any) -> Odd:
     if isinstance(polynomial, (Polynomial, Chebyshev)):
         found = polynomial.convert(domain=(-1, 1), kind=Chebyshev, window=(-1, 1))
         every = np.asarray(found.coef, np.float64)
+        _check_finite(polynomial, every)
         even = np.abs(every[::2]).max()
         if even > 1e-12 * np.abs(every).max():
             raise ValueError(
@@ -55,17 +56,24 @@ def odd_coefficients(polynomial: Any) -> Odd:
         coefficients = every[1::2]
     else:
         powers = np.asarray(polynomial)
-        if powers.ndim != 1 or powers.dtype.kind not in "fiu":
+        other = isinstance(polynomial, np.poly1d)  # it begins with its highest power
+        if other or powers.ndim != 1 or powers.dtype.kind not in "fiu":
             raise TypeError(
                 f"polynomial={polynomial!r} must be the coefficients of σ, σ³, σ⁵, …, or a "
                 "numpy.polynomial.Polynomial or Chebyshev."
             )
+        _check_finite(polynomial, powers)
         every = np.zeros(2 * len(powers) + 1)
         every[1::2] = powers
         coefficients = chebyshev.poly2cheb(every)[1::2]
+    if not coefficients.any():
+        raise ValueError(f"polynomial={polynomial!r} is zero; allowed is one that moves something.")
+    return coefficients
+
+
+def _check_finite(polynomial: Any, coefficients: np.ndarray) -> None:
     if not coefficients.size or not np.isfinite(coefficients).all():
         raise ValueError(f"polynomial={polynomial!r} must have finite coefficients, at least one.")
-    return coefficients
 
 
 def value(odd: Odd, sigma: Any) -> Any:

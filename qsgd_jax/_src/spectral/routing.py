@@ -20,6 +20,7 @@ from qsgd_jax._src.typing import PyTree
 
 SPECTRAL, ADAMW = "spectral", "adamw"
 
+YOURS = "your label"
 UNKNOWN = "not in the table: say which axes by labels="
 
 _VECTORS = {"b", "scale", "gamma", "beta", "mean", "var"}
@@ -29,8 +30,11 @@ _ATTENTION_IN = {
     f"{x}{end}" for x in ("query", "key", "value", "qkv", "kv") for end in ("", "_proj")
 }
 _ATTENTION_IN |= {"q", "k", "v", "q_proj", "k_proj", "v_proj"}
+_FUSED = {"qkv", "kv", "qkv_proj", "kv_proj"}
 _ATTENTION_OUT = {"out", "o", "out_proj", "o_proj", "output_proj"}
 _EXPERTS = re.compile(r"expert|moe")
+_NORM = re.compile(r"norm|^ln(_\w+)?$")
+_POSITIONS = re.compile(r"pos|^wpe$")
 
 
 class Route(NamedTuple):
@@ -54,11 +58,12 @@ class SpectralRouting:
     Args:
       stacked_axes: how many leading axes of a leaf stack layers, as `nnx.scan` and `vmap` make
         them; each layer is a matrix of its own. A number for all leaves, a function of path and
-        leaf, or a tree of numbers whose structure is a prefix of the parameters'.
+        leaf, or a tree of numbers whose structure is a prefix of the parameters'. Undeclared, a
+        stack of kernels may look like one kernel of an attention, and is then one matrix.
       labels: your own word on some leaves: a tree whose structure is a prefix of the parameters',
         or a function of the parameters that makes one, of `"spectral"` (a matrix), `"adamw"`,
         an `optax.contrib.MuonDimensionNumbers` (a matrix of these axes), or `None`, which leaves
-        the leaf to the table.
+        the leaf to the table (optax's Muon gives such a leaf to Adam).
 
     Raises:
       ValueError: if `stacked_axes` is none of these; in use, if a label is no route, or a leaf has
@@ -102,7 +107,7 @@ def spectral_routing(params: PyTree, routing: SpectralRouting | None = None) -> 
       ['query']  (8, 2, 4)  spectral  attention's input: 0 | 1, 2
     """
     rows = [("leaf", "shape", "route", "why")]
-    found = jax.tree_util.tree_leaves_with_path(routes(params, routing), is_leaf=_is_route)
+    found = jax.tree_util.tree_leaves_with_path(routes(params, routing), is_leaf=is_route)
     shapes = map(np.shape, jax.tree.leaves(params))
     for (path, route), shape in zip(found, shapes, strict=True):
         rows.append((jax.tree_util.keystr(path), str(shape), route.label, route.why))
@@ -118,6 +123,13 @@ class Matrices(SpectralRouting):
     def of(cls, routing: SpectralRouting) -> "Matrices":
         """The same table and labels."""
         return cls(routing.stacked_axes, routing.labels)
+
+
+def resolved(routing: SpectralRouting, params: PyTree) -> SpectralRouting:
+    """The same with the labels of all parameters, before some of them are masked."""
+    if not callable(routing.labels):
+        return routing
+    return dataclasses.replace(routing, labels=routing.labels(params))
 
 
 def routes(params: PyTree, routing: SpectralRouting | None = None) -> PyTree:
@@ -144,8 +156,8 @@ def routes(params: PyTree, routing: SpectralRouting | None = None) -> PyTree:
 def say_unknown(found: PyTree) -> None:
     """Say which leaves the table did not know: they train otherwise than their author may think."""
     places = [
-        jax.tree_util.keystr(path)
-        for path, route in jax.tree_util.tree_leaves_with_path(found, is_leaf=_is_route)
+        jax.tree_util.keystr(path) or "params"
+        for path, route in jax.tree_util.tree_leaves_with_path(found, is_leaf=is_route)
         if route.why == UNKNOWN
     ]
     if places:
@@ -167,7 +179,8 @@ def _is_label(x: Any) -> bool:
     return x is None or isinstance(x, (str, MuonDimensionNumbers))
 
 
-def _is_route(x: Any) -> bool:
+def is_route(x: Any) -> bool:
+    """Whether it is a leaf's route."""
     return isinstance(x, Route)
 
 
@@ -179,59 +192,60 @@ def _route(path: tuple[Any, ...], leaf: Any, label: _Label, stacked: int, vocabu
             "the leaf."
         )
     given = label.value
-    if isinstance(given, MuonDimensionNumbers):
-        return _matrix(shape, "your label", *_axes(given, shape, place))
-    if given not in (None, SPECTRAL, ADAMW):
+    number = is_number(leaf, jnp.floating, jnp.complexfloating) or _is_abstract_number(leaf)
+    if isinstance(given, MuonDimensionNumbers) and number and 0 not in shape:
+        return _matrix(shape, YOURS, *_axes(given, shape, place))
+    if given not in (None, SPECTRAL, ADAMW) and not isinstance(given, MuonDimensionNumbers):
         raise ValueError(
             f"label {given!r} at {place!r} must be {SPECTRAL!r}, {ADAMW!r}, None or an "
             "optax.contrib.MuonDimensionNumbers."
         )
     if given == ADAMW:
-        return Route(ADAMW, "your label")
-    found = _by_table(_names(path), leaf, shape[stacked:], vocabulary)
+        return Route(ADAMW, YOURS)
+    if not number:
+        return Route(ADAMW, "no array of real or complex numbers")
+    if 0 in shape:
+        return Route(ADAMW, "empty")
+    found = _by_table(_names(path), shape[stacked:], vocabulary)
     if given == SPECTRAL and found.label != SPECTRAL:
         if len(shape) - stacked != 2:
             raise ValueError(
                 f"label {given!r} at {place!r}: a leaf of shape {shape} is no matrix by itself; "
                 "allowed is an optax.contrib.MuonDimensionNumbers, which says its axes."
             )
-        found = Route(SPECTRAL, "your label", MuonDimensionNumbers(0, 1))
+        found = Route(SPECTRAL, YOURS, MuonDimensionNumbers(0, 1))
     if found.numbers is None:
         return found
     rows, columns = (
         tuple(axis + stacked for axis in axes)
         for axes in _axes(found.numbers, shape[stacked:], place)
     )
-    return _matrix(shape, found.why, rows, columns)
+    return _matrix(shape, YOURS if given == SPECTRAL else found.why, rows, columns)
 
 
-def _by_table(names: list[str], leaf: Any, shape: tuple[int, ...], vocabulary: Any) -> Route:
+def _by_table(names: list[str], shape: tuple[int, ...], vocabulary: Any) -> Route:
     """The table. Its first line that fits decides."""
     name, rank = names[-1] if names else "", len(shape)
     near = set(names[-2:])
     rows_last = name == "weight"  # Equinox and PyTorch: (out, in, *space)
     *most, last = range(rank) if rank else (0,)
-    if not (is_number(leaf, jnp.floating, jnp.complexfloating) or _is_abstract_number(leaf)):
-        return Route(ADAMW, "no array of real or complex numbers")
-    if 0 in shape:
-        return Route(ADAMW, "empty")
     if rank < 2:
         return Route(ADAMW, "a vector")
-    if name in _VECTORS or "bias" in name:
-        return Route(ADAMW, "a bias or scale")
-    if any(_EMBEDDING.search(x) for x in names):
-        return Route(ADAMW, "an embedding")
-    if near & _HEADS:
-        return Route(ADAMW, "a head")
     if any("lora" in x for x in names) and rank == 2:
         return Route(SPECTRAL, "a factor of LoRA", MuonDimensionNumbers(0, 1))
-    if any(_EXPERTS.search(x) for x in names) and rank == 3:
-        return Route(SPECTRAL, "an expert each", MuonDimensionNumbers(1, 2))
-    if near & _ATTENTION_IN and rank in (3, 4):
+    if name in _VECTORS or "bias" in name or any(_NORM.search(x) for x in near):
+        return Route(ADAMW, "a bias or scale")
+    if any(_EMBEDDING.search(x) for x in near):
+        return Route(ADAMW, "an embedding")
+    if _HEADS.intersection(names):
+        return Route(ADAMW, "a head")
+    if near & _ATTENTION_IN and (rank == 3 or (rank == 4 and near & _FUSED)):
         return Route(SPECTRAL, "attention's input", MuonDimensionNumbers(0, tuple(range(1, rank))))
     if near & _ATTENTION_OUT and rank == 3:
         return Route(SPECTRAL, "attention's output", MuonDimensionNumbers((0, 1), 2))
-    if any("conv" in x for x in names) and rank > 2:
+    if any(_EXPERTS.search(x) for x in names) and rank == 3:
+        return Route(SPECTRAL, "an expert each", MuonDimensionNumbers(1, 2))
+    if (any("conv" in x for x in names) and rank > 2) or (rows_last and rank > 3):
         axes = (tuple(range(1, rank)), 0) if rows_last else (tuple(most), last)
         return Route(SPECTRAL, "a convolution", MuonDimensionNumbers(*axes))
     if rank > 2:
@@ -244,8 +258,10 @@ def _by_table(names: list[str], leaf: Any, shape: tuple[int, ...], vocabulary: A
 def _names(path: tuple[Any, ...]) -> list[str]:
     """The names along a path in small letters, without the `value` of an `nnx.Param`."""
     keys = (getattr(key, "key", getattr(key, "name", None)) for key in path)
-    words = [key.lower() for key in keys if isinstance(key, str)]
-    return words[:-1] if words[1:] and words[-1] in ("value", "raw_value") else words
+    # Haiku writes several names into one.
+    words = [word for key in keys if isinstance(key, str) for word in key.lower().split("/")]
+    attribute = bool(path) and isinstance(path[-1], jax.tree_util.GetAttrKey)
+    return words[:-1] if attribute and words[1:] and words[-1] == "value" else words
 
 
 def _is_abstract_number(leaf: Any) -> bool:
@@ -260,12 +276,16 @@ def _vocabulary(params: PyTree, stacks: PyTree) -> int | None:
         for (path, leaf), stacked in zip(flat, jax.tree.leaves(stacks), strict=True)
         if np.ndim(leaf) == 2 and not stacked
     ]
-    embeddings = [shape[0] for names, shape in matrices if any(map(_EMBEDDING.search, names))]
+    embeddings = [
+        shape[0]
+        for names, shape in matrices
+        if any(map(_EMBEDDING.search, names[-2:])) and not any(map(_POSITIONS.search, names[-2:]))
+    ]
     for rows in embeddings:
         outputs = [
             shape
             for names, shape in matrices
-            if not any(map(_EMBEDDING.search, names))
+            if not any(map(_EMBEDDING.search, names[-2:]))
             and shape[0 if names and names[-1] == "weight" else 1] == rows
         ]
         if len(outputs) == 1:
@@ -290,7 +310,8 @@ def _axes(
 def _matrix(
     shape: tuple[int, ...], why: str, rows: tuple[int, ...], columns: tuple[int, ...]
 ) -> Route:
-    if 1 in (math.prod(shape[axis] for axis in axes) for axes in (rows, columns)):
+    sizes = [math.prod(shape[axis] for axis in axes) for axes in (rows, columns)]
+    if 1 in sizes and why != YOURS:
         return Route(ADAMW, "one row or column: a vector")
     sides = (", ".join(map(str, axes)) for axes in (rows, columns))
     whole = len(shape) == 2

@@ -19,8 +19,9 @@ from qsgd_jax._src.spectral.routing import (
     ADAMW,
     SPECTRAL,
     Matrices,
-    Route,
     SpectralRouting,
+    is_route,
+    resolved,
     routes,
     say_unknown,
 )
@@ -98,12 +99,12 @@ def scale_by_spectral_superposition(
             lambda route, p: _zeros(p, mu_dtype) if route.label == SPECTRAL else optax.MaskedNode(),
             routes(params, routing),
             params,
-            is_leaf=_is_route,
+            is_leaf=is_route,
         )
         return ScaleBySpectralSuperpositionState(jnp.zeros((), jnp.int32), mu)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        del params, extra_args
+        del extra_args
         count = cast(Array, optax.safe_increment(state.count))
         after = cast(Array, optax.safe_increment(count))
 
@@ -121,7 +122,8 @@ def scale_by_spectral_superposition(
             return _Leaf(turned.astype(jnp.result_type(g)), momentum.astype(m.dtype))
 
         # By the momenta, which are all matrices: gradients may be missing, embeddings masked.
-        known = routes(state.mu, Matrices.of(routing))
+        table = resolved(routing, updates if params is None else params)
+        known = routes(state.mu, Matrices.of(table))
         leaves = jax.tree_util.tree_map_with_path(
             of_leaf, state.mu, updates, known, is_leaf=is_masked_or_none
         )
@@ -201,14 +203,11 @@ def superpositional_muon(
       Muon: Jordan et al., 2024; `optax.contrib.muon`. Singular values by one-qubit circuits:
       Gilyén, Su, Low, Wiebe, arXiv:1806.01838.
     """
-    routing = _checked_routing(routing)
-    matrices = optax.chain(
-        scale_by_spectral_superposition(
-            cascade, beta, nesterov, update_rms, mu_dtype, Matrices.of(routing)
-        ),
-        optax.add_decayed_weights(weight_decay, weight_decay_mask),
-        optax.scale_by_learning_rate(learning_rate),
+    routing, cascade = _checked_routing(routing), _chosen(cascade)
+    of_matrices = functools.partial(
+        scale_by_spectral_superposition, cascade, beta, nesterov, update_rms, mu_dtype
     )
+    of_matrices()  # checks its arguments
     rest = optax.adamw(
         learning_rate if adam_learning_rate is None else adam_learning_rate,
         adam_b1,
@@ -221,17 +220,24 @@ def superpositional_muon(
         nesterov=nesterov,
     )
 
-    def routed(tree: PyTree) -> optax.GradientTransformationExtraArgs:
-        labels = jax.tree.map(lambda route: route.label, routes(tree, routing), is_leaf=_is_route)
+    def routed(tree: PyTree, table: SpectralRouting) -> optax.GradientTransformationExtraArgs:
+        labels = jax.tree.map(lambda route: route.label, routes(tree, table), is_leaf=is_route)
+        matrices = optax.chain(
+            of_matrices(Matrices.of(table)),
+            optax.add_decayed_weights(weight_decay, weight_decay_mask),
+            optax.scale_by_learning_rate(learning_rate),
+        )
         return optax.partition({SPECTRAL: matrices, ADAMW: rest}, labels)
 
     def init(params: optax.Params) -> Any:
-        say_unknown(routes(params, routing))
-        return routed(params).init(params)
+        table = resolved(routing, params)
+        say_unknown(routes(params, table))
+        return routed(params, table).init(params)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
+        table = resolved(routing, params)
         # By the parameters, since gradients may be missing; by those that the state was made for.
         params = jax.tree.map(
             lambda m, p: None if m is None else p,
@@ -239,7 +245,7 @@ def superpositional_muon(
             params,
             is_leaf=is_masked_or_none,
         )
-        return routed(params).update(updates, state, params, **extra_args)
+        return routed(params, table).update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -247,10 +253,6 @@ def superpositional_muon(
 class _Leaf(NamedTuple):
     update: Any
     momentum: Any
-
-
-def _is_route(x: Any) -> bool:
-    return isinstance(x, Route)
 
 
 def _real(x: Any, dtype: Any) -> Array:
@@ -323,11 +325,11 @@ def _named(cascade: str) -> SpectralCascade:
 
 
 def _chosen(cascade: Any) -> SpectralCascade:
-    if isinstance(cascade, str):
-        return _named(cascade)
-    if not isinstance(cascade, SpectralCascade):
+    chosen = _named(cascade) if isinstance(cascade, str) else cascade
+    if not isinstance(chosen, SpectralCascade):
         raise TypeError(f"cascade={cascade!r} must be what qsgd_jax.spectral_cascade makes.")
-    return cascade
+    chosen.check_descent()
+    return chosen
 
 
 def _checked_routing(routing: Any) -> SpectralRouting:
