@@ -386,7 +386,7 @@ def test_it_is_hashed_and_turned_whatever_its_numbers_are():
     expected = qsgd.spectral_cascade(angles=angles, output_scales=(1.0, 2.0))
     gradient = jnp.eye(2)
     for scales in ([1, 2], np.array([1.0, 2.0]), jnp.array([1.0, 2.0]), [np.float32(1), 2]):
-        other = qsgd.spectral_cascade(angles=angles, output_scales=scales)
+        other = ANY.spectral_cascade(angles=angles, output_scales=scales)
         assert other == expected and hash(other) == hash(expected)
     for other in (
         jax.device_put(expected),

@@ -211,7 +211,11 @@ jax.tree_util.register_pytree_node(SpectralCascade, _flatten, _unflatten)
 
 def one_for_each_stage(name: str, values: Any) -> tuple[Any, ...]:
     """A sequence as a tuple, its numbers as Python's."""
-    if not isinstance(values, Iterable) or isinstance(values, str) or np.ndim(values) > 1:
+    if (
+        not isinstance(values, Iterable)
+        or isinstance(values, str)
+        or np.ndim(cast(Any, values)) > 1
+    ):
         raise TypeError(f"{name}={values!r} must be a sequence, one for each stage.")
     return tuple(map(_plain, cast(Any, values)))
 
