@@ -9,7 +9,7 @@ from benchmarks import spectral_devices
 
 def test_cascades_are_compared_on_each_device(tmp_path):
     names = ["lightning.qubit", "default.mixed"]
-    spectral_devices.main(["--devices", *names, "--shots", "500", "--output", str(tmp_path)])
+    spectral_devices.main(["--devices", *names, "--shots", "4000", "--output", str(tmp_path)])
     rows = json.loads((tmp_path / "spectral_devices.json").read_text())["devices"]
     assert [row["device"] for row in rows] == [name for name in names for _ in range(4)]
     for row in rows:
