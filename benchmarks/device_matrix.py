@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import qsgd_jax as qsgd
 from benchmarks import reporting
-from benchmarks.devices import DEVICES, open_device
+from benchmarks.devices import DEVICES, open_device, unlike
 
 DESCRIPTION = """\
 Probe circuits on each device and compare what follows from the probe with the same device asked
@@ -210,13 +210,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         },
     )
     _print(rows)
-    unlike = [
-        row["device"]
-        for row in rows
-        if not row["difference"] <= (1e-6 if row["measurements"] is None else 5)
-    ]
-    if unlike:
-        raise SystemExit(f"The two executions differ on {', '.join(unlike)}.")
+    if differing := unlike(rows):
+        raise SystemExit(f"The two executions differ on {', '.join(differing)}.")
 
 
 def _print(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pennylane as qml
@@ -82,6 +82,20 @@ DEVICES: dict[str, tuple[Callable[[int], Any], bool]] = {
     "braket.local.qubit-noisy": (_braket_with_noise, True),
     "cirq.mixedsimulator": (_named("cirq.mixedsimulator"), True),
 }
+
+
+def unlike(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The devices of a table whose probe and direct run differ.
+
+    Args:
+        rows: Each with its `device`, its `measurements` (`None` for exact answers), and the
+            `difference`, in standard errors where it measures.
+    """
+    return [
+        row["device"]
+        for row in rows
+        if not row["difference"] <= (1e-6 if row["measurements"] is None else 5)
+    ]
 
 
 def open_device(name: str, wires: int) -> Any:

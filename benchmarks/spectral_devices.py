@@ -22,7 +22,7 @@ from tqdm import tqdm
 import qsgd_jax as qsgd
 from benchmarks import reporting
 from benchmarks.arguments import positive
-from benchmarks.devices import DEVICES, open_device
+from benchmarks.devices import DEVICES, open_device, unlike
 
 DESCRIPTION = """\
 Probe the circuits of a cascade on each device, and compare what follows from the probe with the
@@ -155,13 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         },
     )
     _print(rows)
-    unlike = [
-        row["device"]
-        for row in rows
-        if not row["difference"] <= (1e-6 if row["measurements"] is None else 5)
-    ]
-    if unlike:
-        raise SystemExit(f"Probe and circuit differ on {', '.join(unlike)}.")
+    if differing := unlike(rows):
+        raise SystemExit(f"Probe and circuit differ on {', '.join(differing)}.")
 
 
 def _print(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -34,7 +34,8 @@ def spectral_cascade(
 
     Each :math:`f_s` is what `spectral_circuit` answers on the device. Of a polynomial :math:`p_s`
     the scales are how far its values reach, so that :math:`|f_s| \le 1`. Noise makes the answers
-    smaller: the output scale is fitted to what the device answers (least squares).
+    smaller: the output scale is fitted to what the device answers (least squares), as far as the
+    next stage takes it.
 
     Args:
       cascade: `"muon"`, five times its quintic; `"polar-express"`, of which three stages train
@@ -144,10 +145,7 @@ def _of_polynomials(
         key = ideal.tobytes()
         if key not in asked:
             asked[key] = probed(to_angles.angles(ideal), device, shots)
-        found = odd_part(asked[key])
-        factor, deviation = _fitted(found, ideal / (1 - to_angles.MARGIN))
-        # A measured answer reaches further here and there, where the next circuit takes no more.
-        factor = min(factor, 1 / polynomials.peak(found)[1])
+        factor, deviation = _fitted(odd_part(asked[key]), ideal / (1 - to_angles.MARGIN))
         stages.append(asked[key])
         outputs.append(end * factor)
         deviations.append(deviation)
@@ -155,8 +153,11 @@ def _of_polynomials(
 
 
 def _fitted(found: polynomials.Odd, ideal: polynomials.Odd) -> tuple[float, float]:
-    """The factor that brings an answer nearest to what was wanted, and how far it stays off."""
+    """The factor that brings an answer nearest to what was wanted, and how far it stays off.
+
+    Where a measured answer reaches too far for the next circuit, the factor is smaller.
+    """
     sigma = np.linspace(0, 1, 1001)
     f, wanted = polynomials.value(found, sigma), polynomials.value(ideal, sigma)
-    factor = float(f @ wanted / (f @ f))
+    factor = min(float(f @ wanted / (f @ f)), 1 / polynomials.peak(found)[1])
     return factor, float(np.abs(factor * f - wanted).max())

@@ -134,15 +134,6 @@ class SpectralCascade:
                 )
             reach = o * polynomials.peak(odd, reach / i)[1]
 
-    def check_descent(self) -> None:
-        """Refuse a function of σ whose steps would climb: ⟨U f(Σ) Vᵀ, U Σ Vᵀ⟩ = Σ f(σ) σ."""
-        sigma = np.linspace(0, 1, 1001)
-        if not self.traced and not self.evaluate(sigma) @ sigma > 0:
-            raise ValueError(
-                f"cascade={self!r} answers against σ, or not at all: the steps would climb. Where "
-                "⟨Z⟩ falls with σ, its negative is a stage."
-            )
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a small JSON file, which `SpectralCascade.load` reads without PennyLane.
 
@@ -207,6 +198,17 @@ def _unflatten(deviations: Any, arrays: Any) -> SpectralCascade:
 
 
 jax.tree_util.register_pytree_node(SpectralCascade, _flatten, _unflatten)
+
+
+@functools.lru_cache(maxsize=64)  # steps that are not compiled ask in each
+def check_descent(cascade: SpectralCascade) -> None:
+    """Refuse a function of σ whose steps would climb: ⟨U f(Σ) Vᵀ, U Σ Vᵀ⟩ = Σ f(σ) σ."""
+    sigma = np.linspace(0, 1, 1001)
+    if not cascade.evaluate(sigma) @ sigma > 0:
+        raise ValueError(
+            f"{cascade!r} answers against σ, or not at all: the steps would climb. Where ⟨Z⟩ falls "
+            "with σ, its negative is a stage."
+        )
 
 
 def one_for_each_stage(name: str, values: Any) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 from optax.contrib import MuonDimensionNumbers
 
-from qsgd_jax._src.spectral.cascade import SpectralCascade, on_matrix
+from qsgd_jax._src.spectral.cascade import SpectralCascade, check_descent, on_matrix
 from qsgd_jax._src.spectral.routing import (
     ADAMW,
     SPECTRAL,
@@ -300,7 +300,7 @@ def _turned_traced(cascade: SpectralCascade, numbers: MuonDimensionNumbers, m: A
 
 
 def _of_matrix(cascade: SpectralCascade, r: Any, m: Float[Array, "m n"]) -> Float[Array, "m n"]:
-    """R U f(Σ) Vᵀ over its root mean square, of M/‖M‖ = U Σ Vᵀ."""
+    """Of M/‖M‖ = U Σ Vᵀ: r U f(Σ) Vᵀ, over its root mean square."""
     largest = jnp.abs(m).max()  # the square of a small or a large number is none in float32
     x = m / jnp.where(largest == 0, 1, largest)
     norm = _root(jnp.sum(jnp.abs(x) ** 2))
@@ -328,7 +328,8 @@ def _chosen(cascade: Any) -> SpectralCascade:
     chosen = _named(cascade) if isinstance(cascade, str) else cascade
     if not isinstance(chosen, SpectralCascade):
         raise TypeError(f"cascade={cascade!r} must be what qsgd_jax.spectral_cascade makes.")
-    chosen.check_descent()
+    if not chosen.traced:
+        check_descent(chosen)
     return chosen
 
 
