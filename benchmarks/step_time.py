@@ -205,23 +205,24 @@ def time_steps(
 ) -> dict[str, np.ndarray]:
     """Seconds of each step, `rounds` for each optimizer, interleaved."""
     gradients = jax.tree.map(lambda leaf: 0.01 * leaf + 0.003, params)
-    running = {}
+    running, states = {}, {}
     for label, compiled in (steps or compiled_steps(compared, params)).items():
         name = label.removesuffix(FOR_MEMORY)
         if label == name or ARRAYS.get(name, 0) > 11:
-            own = jax.tree.map(jnp.copy, params)
-            running[label] = (compiled, (own, compared[name].init(own)))
-    seconds: dict[str, list[float]] = {name: [] for name in running}
+            running[label] = compiled
+            if name not in states:  # both schedules of an optimizer step the same: memory is scarce
+                own = jax.tree.map(jnp.copy, params)
+                states[name] = own, compared[name].init(own)
+    seconds: dict[str, list[float]] = {label: [] for label in running}
     order = np.random.default_rng(0)
     for index in tqdm(range(-3, rounds), desc=describe):
-        for name in order.permutation(list(running)):
-            compiled, state = running[name]
-            state, elapsed = _timed_turn(
-                lambda state, compiled=compiled: compiled(*state, gradients), state
+        for label in order.permutation(list(running)):
+            name, compiled = label.removesuffix(FOR_MEMORY), running[label]
+            states[name], elapsed = _timed_turn(
+                lambda state, compiled=compiled: compiled(*state, gradients), states[name]
             )
-            running[name] = (compiled, state)
             if index >= 0:  # the first rounds warm up
-                seconds[name].append(elapsed)
+                seconds[label].append(elapsed)
     return {name: np.array(times) for name, times in seconds.items()}
 
 
