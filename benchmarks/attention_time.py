@@ -234,13 +234,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     report["circuits"] = {"length": args.circuits_length}
     report["circuits"] |= compare_with_circuits(args.circuits_length, args.circuits_rounds)
     reporting.write_json(args.output / "attention_time.json", report)
-    _print(report)
+    for table in tables(report):
+        table.print()
 
 
-def _print(report: Mapping[str, Any]) -> None:
+def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
+    """Return the times of each length, and those of one circuit for each score."""
     interval = "{ratio:.3f} [{low:.3f}, {high:.3f}]"
-    for length, parts in report["lengths"].items():
-        reporting.print_table(
+    found = [
+        reporting.Table(
             f"Attention of length {length}, forward and backward",
             ["", "ms", "ratio to flax", "peak", "largest", "compile s"],
             [
@@ -256,8 +258,10 @@ def _print(report: Mapping[str, Any]) -> None:
                 for name, row in rows.items()
             ],
         )
+        for length, parts in report["lengths"].items()
+    ]
     circuits = report["circuits"]
-    reporting.print_table(
+    last = reporting.Table(
         f"One circuit for each score, length {circuits['length']}",
         ["", "ms", "ratio to the polynomial"],
         [
@@ -270,6 +274,7 @@ def _print(report: Mapping[str, Any]) -> None:
         ],
         [f"Largest difference of the outputs: {circuits['largest_difference']:.1e}"],
     )
+    return [*found, last]
 
 
 if __name__ == "__main__":

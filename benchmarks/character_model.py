@@ -22,6 +22,7 @@ from benchmarks import cascade_figure, character_report, characters, reporting
 from benchmarks.arguments import positive
 from benchmarks.arm import Arm, Build
 from benchmarks.arms import superposed
+from benchmarks.character_report import tables
 from benchmarks.characters import Run, Text
 from benchmarks.curves import plot_curves
 from benchmarks.devices import DEVICES, open_device
@@ -125,7 +126,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if args.learning_rates:
         wanted = [(arm, rate) for arm, _ in arms.values() for rate in args.learning_rates]
-        character_report.rates(_train(wanted, text, args), args)
+        report = character_report.sweep(_train(wanted, text, args), args)
+        reporting.write_json(args.output / "character_model_rates.json", report)
+        for table in tables(report):
+            table.print()
         return
 
     print("\nWhat the spectral form takes for matrices, and what it leaves to AdamW:\n")
@@ -137,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _plot(args.output / "character_model.png", by_arm, args)
     momenta = [cascade_figure.singular_values(run.opt_state) for run in by_arm.get("spectral", [])]
     cascade_figure.plot(args.output / "cascade.png", cascade, np.concatenate([[], *momenta]))
-    character_report.print_table(report["arms"], args)
+    for table in tables(report):
+        table.print()
     print(f"Wrote character_model.json, character_model.png and cascade.png to {args.output}")
 
 

@@ -1,4 +1,4 @@
-"""The table and the JSON of `benchmarks.character_model`."""
+"""The tables and the JSON of `benchmarks.character_model`."""
 
 from __future__ import annotations
 
@@ -74,6 +74,12 @@ def report(
     }
 
 
+def sweep(runs: Sequence[Run], args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `character_model_rates.json` holds."""
+    named = [{"arm": run.arm.name, "label": run.arm.label} | _curves(run) for run in runs]
+    return _head(args) | {"runs": named}
+
+
 def _head(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": "character_model",
@@ -90,8 +96,13 @@ def _curves(run: Run) -> dict[str, Any]:
     return {"seed": run.seed, "learning_rate": run.learning_rate} | curves
 
 
-def print_table(arms: Mapping[str, Any], args: argparse.Namespace) -> None:
-    """Print how each arm ends, when it is where the first one ends, and what a step takes."""
+def tables(content: Mapping[str, Any]) -> list[reporting.Table]:
+    """Return how each arm ends, be it with its learning rate or with those of a sweep."""
+    return [_sweep_table(content) if "runs" in content else _arms_table(content)]
+
+
+def _arms_table(content: Mapping[str, Any]) -> reporting.Table:
+    arms, steps = content["arms"], content["arguments"]["steps"]
     first = next(iter(arms.values()))["label"]
     rows = []
     for arm in arms.values():
@@ -104,12 +115,12 @@ def print_table(arms: Mapping[str, Any], args: argparse.Namespace) -> None:
                 comparison.show(loss, digits=3),
                 "" if arm["label"] == first else comparison.show(minus, digits=3, sign="+"),
                 comparison.show(reached, digits=0),
-                comparison.show(reached, 100 / args.steps, digits=0),
+                comparison.show(reached, 100 / steps, digits=0),
                 f"{arm['time_a_step']:.2f}",
             ]
         )
-    reporting.print_table(
-        f"After {args.steps} steps, mean of {_seeds(args)} ± half of the 95 % interval",
+    return reporting.Table(
+        f"After {steps} steps, mean of {_seeds(content)} ± half of the 95 % interval",
         [
             "arm",
             "learning rate",
@@ -131,28 +142,24 @@ def print_table(arms: Mapping[str, Any], args: argparse.Namespace) -> None:
     )
 
 
-def _seeds(args: argparse.Namespace) -> str:
-    return f"{args.seeds} seed{'' if args.seeds == 1 else 's'}"
+def _seeds(content: Mapping[str, Any]) -> str:
+    seeds = content["arguments"]["seeds"]
+    return f"{seeds} seed{'' if seeds == 1 else 's'}"
 
 
-def rates(runs: Sequence[Run], args: argparse.Namespace) -> None:
-    """Print and write how each arm ends with each learning rate, the mean over seeds."""
-    ends: dict[str, dict[float, list[float]]] = {}
-    for run in runs:
-        of_arm = ends.setdefault(run.arm.label, {})
-        of_arm.setdefault(run.learning_rate, []).append(run.validation_loss[-1])
+def _sweep_table(content: Mapping[str, Any]) -> reporting.Table:
+    ends: dict[str, dict[float, list[float | None]]] = {}
+    for run in content["runs"]:
+        of_arm = ends.setdefault(run["label"], {})
+        of_arm.setdefault(run["learning_rate"], []).append(run["validation_loss"][-1])
     rows = []
     for label, of_arm in ends.items():
-        means = [float(np.mean(losses)) for losses in of_arm.values()]
+        means = [float(np.mean(np.array(losses, float))) for losses in of_arm.values()]
         best = min(filter(np.isfinite, means), default=None)  # a rate too high ends in NaN
         rows.append([label, *(f"{'*' if mean == best else ''}{mean:.3f}" for mean in means)])
-    reporting.print_table(
-        f"Validation loss after {args.steps} steps, by highest learning rate",
+    return reporting.Table(
+        f"Validation loss after {content['arguments']['steps']} steps, by highest learning rate",
         ["arm", *(f"{rate:g}" for rate in next(iter(ends.values())))],
         rows,
-        [f"Mean of {_seeds(args)}; *: an arm's best."],
-    )
-    runs_of = [{"arm": run.arm.name} | _curves(run) for run in runs]
-    reporting.write_json(
-        args.output / "character_model_rates.json", _head(args) | {"runs": runs_of}
+        [f"Mean of {_seeds(content)}; *: an arm's best."],
     )

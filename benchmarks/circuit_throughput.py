@@ -141,24 +141,31 @@ def main(argv: Sequence[str] | None = None) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PennyLane's own, of jax
                 found[f"{device}, broadcast QNode"] = measure_broadcasting(device, circuit)
-    report = {"circuit": {"n_qubits": args.qubits, "depth": args.depth}, "seconds": found}
-    reporting.write_json(
-        args.output / "circuit_throughput.json",
-        {"benchmark": "circuit_throughput", "provenance": reporting.provenance(), **report},
-    )
-    _print(found, 3**args.qubits)
+    report = {
+        "benchmark": "circuit_throughput",
+        "provenance": reporting.provenance(),
+        "circuit": {"n_qubits": args.qubits, "depth": args.depth},
+        "seconds": found,
+    }
+    reporting.write_json(args.output / "circuit_throughput.json", report)
+    for table in tables(report):
+        table.print()
 
 
-def _print(found: Mapping[str, Mapping[str, float]], settings: int) -> None:
+def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
+    """Return the seconds of each device."""
     columns = ("probe", "blocks", "jit", "jacobian", "gradient")
-    reporting.print_table(
-        "Seconds of each device",
-        ["device", f"probe of {settings}", "1,000 blocks", *columns[2:]],
-        [
-            [name, *(f"{row[c]:.4f}" if c in row else "" for c in columns)]
-            for name, row in found.items()
-        ],
-    )
+    settings = 3 ** report["circuit"]["n_qubits"]
+    return [
+        reporting.Table(
+            "Seconds of each device",
+            ["device", f"probe of {settings}", "1,000 blocks", *columns[2:]],
+            [
+                [name, *(f"{row[c]:.4f}" if c in row else "" for c in columns)]
+                for name, row in report["seconds"].items()
+            ],
+        )
+    ]
 
 
 if __name__ == "__main__":

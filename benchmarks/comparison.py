@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from benchmarks.reporting import finite, print_table, t_interval
+from benchmarks.reporting import Table, finite, t_interval
 from benchmarks.training import Run
 
 
@@ -73,11 +73,10 @@ def differences(
     return {key: t_interval([a[key] - b[key] for a, b in pairs]).as_json() for key in runs[0]}
 
 
-def print_tables(arms: Mapping[str, Any], target: float) -> None:
-    """Print the final figures, the race, and the differences to the first arm."""
-    reports = list(arms.values())
-    goal = f"{target:.0%}"
-    print_table(
+def tables(report: Mapping[str, Any]) -> list[Table]:
+    """Return the final figures, the race, and the differences to the first arm."""
+    arms = list(report["arms"].values())
+    final = Table(
         "At the end: mean over seeds ± half of the 95 % interval",
         ["arm", "test accuracy %", "test loss", "compile s", "total s"],
         [
@@ -88,29 +87,32 @@ def print_tables(arms: Mapping[str, Any], target: float) -> None:
                 f"{arm['compile_seconds']:.1f}",
                 f"{arm['wall_seconds']:.0f}",
             ]
-            for arm in reports
+            for arm in arms
         ],
     )
-    print_table(
-        f"To {goal} validation accuracy, smoothed over 3 epochs",
+    race = Table(
+        f"To {report['arguments']['target']:.0%} validation accuracy, smoothed over 3 epochs",
         ["arm", "epochs", "median", "seconds", "median", "never"],
-        [[arm["label"], *_race(arm["summary"], len(arm["runs"]))] for arm in reports],
+        [[arm["label"], *_race(arm["summary"], len(arm["runs"]))] for arm in arms],
         [
             "A mean is shown if every run gets there; medians count the others as infinite.",
             "Arms train one after another: their seconds compare only on an idle machine.",
         ],
     )
-    compared = {f"Minus {reports[0]['label']}": [(arm, "minus_first_arm") for arm in reports[1:]]}
+    compared = {f"Minus {arms[0]['label']}": [(arm, "minus_first_arm") for arm in arms[1:]]}
     compared["Quantum attention minus classical, same optimizer"] = [
-        (arm, "minus_classical") for arm in reports if arm.get("minus_classical")
+        (arm, "minus_classical") for arm in arms if arm.get("minus_classical")
     ]
-    for title, rows in compared.items():
-        if rows:
-            print_table(
-                f"{title}, seed by seed",
-                ["arm", "test accuracy %", "test loss", "epochs", "seconds"],
-                [[arm["label"], *_minus(arm[key])] for arm, key in rows],
-            )
+    differences_found = [
+        Table(
+            f"{title}, seed by seed",
+            ["arm", "test accuracy %", "test loss", "epochs", "seconds"],
+            [[arm["label"], *_minus(arm[key])] for arm, key in rows],
+        )
+        for title, rows in compared.items()
+        if rows
+    ]
+    return [final, race, *differences_found]
 
 
 def _race(figures: Mapping[str, Any], n: int) -> list[str]:

@@ -200,38 +200,49 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for own in OWN:
                     row = {"device": name, "circuit": own}
                     rows.append(row | check_own(open_device(name, 3), own, shots))
-    reporting.write_json(
-        args.output / "device_matrix.json",
-        {
-            "benchmark": "device_matrix",
-            "provenance": reporting.provenance(),
-            "circuit": {"n_qubits": args.qubits, "depth": args.depth},
-            "devices": rows,
-        },
-    )
-    _print(rows)
+    report = {
+        "benchmark": "device_matrix",
+        "provenance": reporting.provenance(),
+        "circuit": {"n_qubits": args.qubits, "depth": args.depth},
+        "devices": rows,
+    }
+    reporting.write_json(args.output / "device_matrix.json", report)
+    for table in tables(report):
+        table.print()
     if differing := unlike(rows):
         raise SystemExit(f"The two executions differ on {', '.join(differing)}.")
 
 
-def _print(rows: Sequence[Mapping[str, Any]]) -> None:
-    reporting.print_table(
-        "Each device by its probe and directly",
-        ["device", "circuit", "difference", "from exact", "measuring", "s", "circuits", "shots"],
-        [
+def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
+    """Return the rows of all devices."""
+    return [
+        reporting.Table(
+            "Each device by its probe and directly",
             [
-                row["device"],
-                row["circuit"],
-                f"{row['difference']:.{'1e' if row['measurements'] is None else '2f'}}",
-                f"{row['from_exact']:.0e}",
-                "exact" if row["measurements"] is None else f"{row['from_measuring']:.0e}",
-                f"{row['seconds']:.3f}",
-                str(row["circuits"]),
-                str(row["shots"]),
-            ]
-            for row in rows
-        ],
-    )
+                "device",
+                "circuit",
+                "difference",
+                "from exact",
+                "measuring",
+                "s",
+                "circuits",
+                "shots",
+            ],
+            [
+                [
+                    row["device"],
+                    row["circuit"],
+                    f"{row['difference']:.{'1e' if row['measurements'] is None else '2f'}}",
+                    f"{row['from_exact']:.0e}",
+                    "exact" if row["measurements"] is None else f"{row['from_measuring']:.0e}",
+                    f"{row['seconds']:.3f}",
+                    str(row["circuits"]),
+                    str(row["shots"]),
+                ]
+                for row in report["devices"]
+            ],
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -305,18 +305,23 @@ def main(argv: Sequence[str] | None = None) -> None:
                 continue
             report["parts"].append(run(part, log, deadline))
             reporting.write_json(output / "gpu.json", report)
-            _print(report["parts"][-1])
+            tables(report)[-1].print()
     if any(part["end"] != "ended" for part in report["parts"]):
         raise SystemExit(1)
 
 
-def _print(found: Mapping[str, Any]) -> None:
+def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
+    """Return the figures of each part."""
+    return [_table(part) for part in report["parts"]]
+
+
+def _table(found: Mapping[str, Any]) -> reporting.Table:
     rows = []
     for figure in found["figures"]:
         interval = "" if figure["low"] is None else f"{figure['low']:.3f} … {figure['high']:.3f}"
         most = "" if figure["most"] is None else f"{figure['most']:g}"
         rows.append([figure["name"], f"{figure['value']:.4g}", interval, most])
-    reporting.print_table(
+    return reporting.Table(
         f"{found['part']}: {found['end']} after {found['seconds']:.0f} s",
         ["", "figure", "95 % interval", "at most"],
         rows,

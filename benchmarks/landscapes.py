@@ -116,14 +116,31 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "x": x.tolist() if finite else None,
                 "loss": float(loss(jnp.asarray(x))) if finite else None,
             }
-    report = {"benchmark": "landscapes", "provenance": reporting.provenance(), "ends": ends}
-    reporting.write_json(args.output / "landscapes.json", report | {"steps": args.steps})
+    report = {
+        "benchmark": "landscapes",
+        "provenance": reporting.provenance(),
+        "ends": ends,
+        "steps": args.steps,
+    }
+    reporting.write_json(args.output / "landscapes.json", report)
     _plot(args.output / "landscapes.png", curves)
-    reporting.print_table(
-        f"Loss after {args.steps} steps",
-        ["optimizer", *LANDSCAPES],
-        [[arm, *(_show(ends[name][arm]["loss"]) for name in LANDSCAPES)] for arm in arms],
-    )
+    for table in tables(report):
+        table.print()
+
+
+def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
+    """Return where each optimizer ends on each landscape."""
+    ends = report["ends"]
+    return [
+        reporting.Table(
+            f"Loss after {report['steps']} steps",
+            ["optimizer", *ends],
+            [
+                [arm, *(_show(arms[arm]["loss"]) for arms in ends.values())]
+                for arm in next(iter(ends.values()))
+            ],
+        )
+    ]
 
 
 def _show(value: float | None) -> str:

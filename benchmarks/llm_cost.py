@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -108,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, figures in _times(args, compared, steps).items():
             rows[name] |= figures
         reporting.write_json(args.output / "llm_cost.json", content)
-    _print(args, parameters, rows)
+    for table in tables(content):
+        table.print()
 
 
 def _times(
@@ -168,31 +169,36 @@ def _compiled_update(chain: optax.GradientTransformation) -> Any:
     return update
 
 
-def _print(args: argparse.Namespace, parameters: int, rows: dict[str, Any]) -> None:
+def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
+    """Return the memory of a step and, where steps were taken, their time."""
+    arguments, rows = report["arguments"], report["optimizers"]
     sizes = ("parameters", "state", "temporary", "peak")
-    reporting.print_table(
-        f"{args.model}: {parameters:,} parameters, GiB on each of {prod(args.mesh)}",
+    title = f"{arguments['model']}: {report['parameters']:,} parameters"
+    memory = reporting.Table(
+        f"{title}, GiB on each of {prod(arguments['mesh'])}",
         ["optimizer", "parameters", "with optimizer state", "temporary", "peak", "ratio"],
         [
             [name, *(f"{row[f'{key}_gib']:.2f}" for key in sizes), f"{row['peak_ratio']:.4f}"]
             for name, row in rows.items()
         ],
     )
-    if args.rounds:
-        reporting.print_table(
-            "Time",
-            ["optimizer", "s a step", "ratio to AdamW", "s of its update", "share of the step"],
+    if not arguments["rounds"]:
+        return [memory]
+    seconds = reporting.Table(
+        "Time",
+        ["optimizer", "s a step", "ratio to AdamW", "s of its update", "share of the step"],
+        [
             [
-                [
-                    name,
-                    f"{row['step']['milliseconds'] / 1e3:.3f}",
-                    "{ratio:.3f} [{low:.3f}, {high:.3f}]".format(**row["step"]),
-                    f"{row['update_seconds']:.3f}",
-                    f"{row['share']:.1%}",
-                ]
-                for name, row in rows.items()
-            ],
-        )
+                name,
+                f"{row['step']['milliseconds'] / 1e3:.3f}",
+                "{ratio:.3f} [{low:.3f}, {high:.3f}]".format(**row["step"]),
+                f"{row['update_seconds']:.3f}",
+                f"{row['share']:.1%}",
+            ]
+            for name, row in rows.items()
+        ],
+    )
+    return [memory, seconds]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,6 +31,7 @@ from benchmarks.llm import report
 from benchmarks.llm.checkpoints import CheckpointError, check_tensors, open_checkpoint
 from benchmarks.llm.gsm8k import GSM8K, Data, encode, epoch, read_problems
 from benchmarks.llm.memory import DoesNotFitError
+from benchmarks.llm.report import tables
 from benchmarks.llm.runs import RunError, Step, Task, claim, compile_step, finish, test_untrained
 from benchmarks.llm.text import Text, open_text
 from benchmarks.llm.training import Layout, Precision
@@ -153,7 +154,8 @@ def _run(
     }
     reporting.write_json(args.output / "llm_finetune.json", content)
     report.plot(args.output / "llm_finetune.png", content)
-    report.print_tables(content)
+    for table in tables(content):
+        table.print()
     print(f"Wrote llm_finetune.json and llm_finetune.png to {args.output}")
 
 

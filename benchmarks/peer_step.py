@@ -300,17 +300,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             arms |= {f"torch {name}": partial(peer.ask, name) for name in optimizers(0.5)}
             report |= {"rounds": args.rounds} | summary(time_steps(arms, args.rounds))
     reporting.write_json(args.output / "peer_step.json", report)
-    _print(report)
+    for table in tables(report):
+        table.print()
 
 
-def _print(report: Mapping[str, Any]) -> None:
-    reporting.print_table(
+def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
+    """Return what a step takes in each arm, and what superposition adds to it."""
+    steps = reporting.Table(
         f"One training step, {report['rounds']} rounds",
         ["arm", "ms", "95 % interval"],
         [[name, *_figures(row, ".2f")] for name, row in report["milliseconds"].items()],
     )
     ratio, interval = _figures(report["torch_over_flax"], ".2f")
-    reporting.print_table(
+    added = reporting.Table(
         "What superposition adds to the framework's own AdamW",
         ["framework", "ratio", "95 % interval", "extra ms", "95 % interval"],
         [
@@ -319,6 +321,7 @@ def _print(report: Mapping[str, Any]) -> None:
         ],
         [f"torch superpositional over flax superpositional: {ratio} ({interval})"],
     )
+    return [steps, added]
 
 
 def _figures(row: Mapping[str, float], spec: str) -> list[str]:

@@ -162,10 +162,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         ),
     }
     reporting.write_json(args.output / "remote_probing.json", report)
-    _print(report)
+    for table in tables(report):
+        table.print()
 
 
-def _print(report: Mapping[str, Any]) -> None:
+def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
+    """Return what a step takes in each arm, and what became of the probes."""
     rows = [
         [
             name,
@@ -175,19 +177,16 @@ def _print(report: Mapping[str, Any]) -> None:
         for name, row in report["milliseconds"].items()
     ]
     ratio, refresh = report["ratio_to_lightning"], report["refresh_milliseconds"]
-    reporting.print_table(
-        f"One training step, {report['rounds']} rounds",
-        ["arm", "ms", "ratio to adamw"],
-        rows,
-        [
-            "remote over lightning.qubit: {median:.3f} [{low:.3f}, {high:.3f}]".format(**ratio),
-            f"refresh: {refresh['median']:.3f} ms, at most {refresh['largest']:.1f} ms",
-            "{accepted} refreshes accepted of {jobs} jobs, {shots} shots".format(
-                **report["accounting"]
-            ),
-            f"distance of the last accepted weights: {report['distance_from_exact']:.3f}",
-        ],
-    )
+    notes = [
+        "remote over lightning.qubit: {median:.3f} [{low:.3f}, {high:.3f}]".format(**ratio),
+        f"refresh: {refresh['median']:.3f} ms, at most {refresh['largest']:.1f} ms",
+        "{accepted} refreshes accepted of {jobs} jobs, {shots} shots".format(
+            **report["accounting"]
+        ),
+        f"distance of the last accepted weights: {report['distance_from_exact']:.3f}",
+    ]
+    title = f"One training step, {report['rounds']} rounds"
+    return [reporting.Table(title, ["arm", "ms", "ratio to adamw"], rows, notes)]
 
 
 if __name__ == "__main__":

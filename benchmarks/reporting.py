@@ -17,8 +17,8 @@ from typing import Any
 
 import jax
 import numpy as np
+import rich.table
 from rich.console import Console
-from rich.table import Table
 from scipy import stats
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # No display is needed to write a PNG.
@@ -128,15 +128,35 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     os.replace(whole, path)
 
 
-def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()
-) -> None:
-    """Print a table: first column to the left, figures to the right, notes below."""
-    table = Table(title=title, title_justify="left", caption="\n".join(notes) or None)
-    table.caption_justify = "left"
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    # A table takes no more than its rows need; of a terminal's or a pipe's width names are cut off.
-    Console(width=10_000).print(table)
+@dataclass(frozen=True)
+class Table:
+    """What a run has found: first column to the left, figures to the right, notes below."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+    def print(self) -> None:
+        """Print it, in full however narrow the terminal."""
+        table = rich.table.Table(
+            title=self.title, title_justify="left", caption="\n".join(self.notes) or None
+        )
+        table.caption_justify = "left"
+        for i, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if i == 0 else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        # It takes no more than its rows need; of a terminal's or a pipe's width names are cut off.
+        Console(width=10_000).print(table)
+
+    def markdown(self) -> str:
+        """Return it as GitHub's markdown; the title is a line above, notes become sentences."""
+        columns, *rows = (
+            [cell.replace("|", r"\|") for cell in row] for row in (self.columns, *self.rows)
+        )
+        rule = ["---", *("--:" for _ in columns[1:])]
+        lines = [f"**{self.title}**", ""]
+        lines += [f"| {' | '.join(row)} |" for row in (columns, rule, *rows)]
+        notes = " ".join(f"{note.removesuffix('.')}." for note in self.notes)
+        return "\n".join([*lines, "", notes] if notes else lines)

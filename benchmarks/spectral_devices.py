@@ -146,37 +146,39 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for cascade in args.cascades:
                     row = {"device": device, "cascade": cascade}
                     rows.append(row | check(open_device(device, 1), cascade, shots))
-    reporting.write_json(
-        args.output / "spectral_devices.json",
-        {
-            "benchmark": "spectral_devices",
-            "provenance": reporting.provenance(),
-            "devices": rows,
-        },
-    )
-    _print(rows)
+    report = {
+        "benchmark": "spectral_devices",
+        "provenance": reporting.provenance(),
+        "devices": rows,
+    }
+    reporting.write_json(args.output / "spectral_devices.json", report)
+    for table in tables(report):
+        table.print()
     if differing := unlike(rows):
         raise SystemExit(f"Probe and circuit differ on {', '.join(differing)}.")
 
 
-def _print(rows: Sequence[Mapping[str, Any]]) -> None:
-    reporting.print_table(
-        "Spectral cascades on each device",
-        ["device", "cascade", "answers", "difference", "not odd", "scale", "shape", "step"],
-        [
+def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
+    """Return the rows of all devices."""
+    return [
+        reporting.Table(
+            "Spectral cascades on each device",
+            ["device", "cascade", "answers", "difference", "not odd", "scale", "shape", "step"],
             [
-                row["device"],
-                row["cascade"],
-                "exact" if row["measurements"] is None else f"{row['measurements']:,} shots",
-                f"{row['difference']:.{'1e' if row['measurements'] is None else '2f'}}",
-                f"{row['not_odd']:.1e}",
-                f"{row['scale']:.4f}",
-                f"{row['shape']:.1e}",
-                f"{row['step']:.1e}",
-            ]
-            for row in rows
-        ],
-    )
+                [
+                    row["device"],
+                    row["cascade"],
+                    "exact" if row["measurements"] is None else f"{row['measurements']:,} shots",
+                    f"{row['difference']:.{'1e' if row['measurements'] is None else '2f'}}",
+                    f"{row['not_odd']:.1e}",
+                    f"{row['scale']:.4f}",
+                    f"{row['shape']:.1e}",
+                    f"{row['step']:.1e}",
+                ]
+                for row in report["devices"]
+            ],
+        )
+    ]
 
 
 if __name__ == "__main__":

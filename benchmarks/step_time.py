@@ -333,13 +333,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     report["probe_seconds"] = probe_seconds(args.repeats)
     report["compile_seconds"] = compile_seconds(compared, args.repeats)
     reporting.write_json(args.output / "step_time.json", report)
-    _print(report)
+    for table in tables(report):
+        table.print()
 
 
-def _print(report: Mapping[str, Any]) -> None:
+def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
+    """Return time and memory of a step for each size, and what compiling takes."""
+    found = []
     for count, rows in report["steps"].items():
         bandwidth = report["bytes_per_second"][count]
-        reporting.print_table(
+        time_of_step = reporting.Table(
             f"One step of {int(count) / 1e6:.1f} M parameters",
             ["optimizer", "ms", "floor, ms", "ratio to adamw", "95 % interval"],
             [
@@ -355,7 +358,7 @@ def _print(report: Mapping[str, Any]) -> None:
             [f"Bandwidth of an addition in place: {bandwidth / 1e9:.1f} GB/s"],
         )
         held = report["memory"][count]["optimizers"]
-        reporting.print_table(
+        memory_of_step = reporting.Table(
             f"Memory of a step of {int(count) / 1e6:.1f} M parameters, more than adamw",
             ["optimizer", "state, bytes", *(f"{k}, MB" for k in held["adamw"] if k != "state")],
             [
@@ -368,8 +371,9 @@ def _print(report: Mapping[str, Any]) -> None:
                 f"{report['memory'][count]['largest_leaf'] / 1e6:.2f} MB"
             ],
         )
+        found += [time_of_step, memory_of_step]
     first = next(iter(report["compile_seconds"].values()))
-    reporting.print_table(
+    compiling = reporting.Table(
         "Compiling the first step of 200 leaves of 8 shapes",
         ["optimizer", "s", "more than adamw"],
         [
@@ -378,6 +382,7 @@ def _print(report: Mapping[str, Any]) -> None:
         ],
         [f"Probing 81 settings on lightning.qubit: {1e3 * report['probe_seconds']:.0f} ms"],
     )
+    return [*found, compiling]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from benchmarks import attention_figures, comparison, datasets, reporting, train
 from benchmarks.arguments import positive
 from benchmarks.arm import Arm
 from benchmarks.arms import ARMS, KEYS, parse_arm
+from benchmarks.comparison import tables
 from benchmarks.curves import plot_curves
 from benchmarks.datasets import Dataset
 from benchmarks.devices import DEVICES
@@ -128,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             [run.diagnostics for run in runs],
             title=f"{dataset.name}, {trained[first].label}: a line for each seed",
         )
-    comparison.print_tables(report["arms"], args.target)
+    for table in tables(report):
+        table.print()
     print(f"Wrote text_classification.json and the figures to {args.output}")
 
 

@@ -124,7 +124,7 @@ def test_without_a_gpu_it_says_what_is_allowed(tmp_path, capsys, monkeypatch):
 def test_a_table_keeps_whole_names_however_narrow_the_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     rows = [[f"lightning.qubit-{i}", "figures of some length"] for i in range(3)]
-    reporting.print_table("Title", ["a long name of a column", "another"], rows)
+    reporting.Table("Title", ["a long name of a column", "another"], rows).print()
     printed = capsys.readouterr().out
     assert all(cell in printed for row in rows for cell in row)
     assert "a long name of a column" in printed

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from benchmarks.arm import Arm
-from benchmarks.reporting import finite, print_table, t_interval
+from benchmarks.reporting import Table, finite, t_interval
 
 FIGURES = ("train_loss", "test_nll", "exact_match")
 
@@ -69,8 +69,8 @@ def _curve(run: Mapping[str, Any]) -> Float[np.ndarray, " steps"]:
     return np.array([_value(loss) for loss in run["loss"]])
 
 
-def print_tables(content: Mapping[str, Any]) -> None:
-    """Print the figures of every arm and their differences to AdamW."""
+def tables(content: Mapping[str, Any]) -> list[Table]:
+    """Return the figures of every arm and their differences to AdamW."""
     arms = content["arms"]
     keys = [key for key in FIGURES if key in next(iter(arms.values()))["summary"]]
     headings = {
@@ -79,7 +79,7 @@ def print_tables(content: Mapping[str, Any]) -> None:
         "exact_match": "exact match %",
     }
     before = content["untrained"]
-    print_table(
+    figures = Table(
         "Mean over seeds ± half of the 95 % interval",
         ["arm", *(headings[key] for key in keys), "s a step", "peak GiB"],
         [
@@ -101,21 +101,21 @@ def print_tables(content: Mapping[str, Any]) -> None:
         ],
     )
     first, *others = arms.values()
-    if others:
-        print_table(
-            f"Minus {first['label']}, seed by seed",
-            ["arm", *(headings[key] for key in keys), "mean |difference| of a step's loss"],
+    if not others:
+        return [figures]
+    differences = Table(
+        f"Minus {first['label']}, seed by seed",
+        ["arm", *(headings[key] for key in keys), "mean |difference| of a step's loss"],
+        [
             [
-                [
-                    arm["label"],
-                    *(_show(arm["minus_first_arm"][key], key, "+") for key in keys),
-                    "—"
-                    if arm["distance_of_losses"] is None
-                    else f"{arm['distance_of_losses']:.1e}",
-                ]
-                for arm in others
-            ],
-        )
+                arm["label"],
+                *(_show(arm["minus_first_arm"][key], key, "+") for key in keys),
+                "—" if arm["distance_of_losses"] is None else f"{arm['distance_of_losses']:.1e}",
+            ]
+            for arm in others
+        ],
+    )
+    return [figures, differences]
 
 
 def _show(interval: Mapping[str, Any], key: str, sign: str = "-") -> str:

@@ -111,4 +111,4 @@ def print_cost(
         f"{total / 3600:.1f} core hours, {total / 3600 / cores:.1f} hours on {cores} cores, "
         "without searches of widened ranges"
     ]
-    reporting.print_table(title, columns, rows, notes)
+    reporting.Table(title, columns, rows, notes).print()
