@@ -24,7 +24,7 @@ PACKAGE_TESTS := $(patsubst %,tests/test_%.py,answers attention blocks circuit c
   surrogate transforms value warm_start weighing wrappers) qsgd_jax
 
 .PHONY: demo demo-paper evidence test test-slow test-experiments test-peers test-newest test-lowest test-catalyst wheel-test \
-  test-gpu test-resume test-transformers gpu-wheels peer-step device-matrix clean
+  test-gpu test-resume test-transformers gpu-wheels peer-step device-matrix pages clean
 
 demo: .venv/demo ## Train a language model with AdamW, the paper's form and the spectral form, side by side.
 	$(BIN)/python -m benchmarks.character_model
@@ -34,7 +34,7 @@ demo-paper: .venv/demo ## Train the paper's text classifier with AdamW and the p
 
 evidence: .venv/experiments ## Write the report of the evidence study from its stored runs.
 	$(BIN)/python -m experiments.evidence --results experiments/results/evidence \
-	  --report experiments/records/evidence.md --readme README.md
+	  --report experiments/records/evidence.md --findings docs/findings.md
 
 test: .venv/test ## Lint, type-check and test everything.
 	$(BIN)/ruff check .
@@ -86,6 +86,9 @@ peer-step: .venv/benchmarks .peer/installed ## Time whole training steps beside 
 device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardware vendors included.
 	.devices/bin/python -m benchmarks.device_matrix
 
+pages: .venv/llm ## Write the tables of stored runs into README.md and docs/.
+	$(BIN)/python -m benchmarks.pages
+
 .devices/installed: pyproject.toml constraints.txt
 	@test -x .devices/bin/python || $(PYTHON) -m venv .devices
 	.devices/bin/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[devices]'
@@ -96,7 +99,7 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 .catalyst/installed: pyproject.toml constraints-catalyst.txt
 	@test -x .catalyst/bin/python || $(PYTHON) -m venv .catalyst
 	.catalyst/bin/python $(PIP_INSTALL) --constraint constraints-catalyst.txt \
-	  --editable '.[catalyst]' pennylane-lightning-kokkos pytest pytest-xdist hypothesis joblib cloudpickle
+	  --editable '.[catalyst]' pennylane-lightning-kokkos pytest pytest-xdist hypothesis joblib cloudpickle 'sybil>=10'
 	@touch $@
 
 # Whatever is new is installed in each run: hence no date of its own.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LARGEST_SDIST = 400_000
-# One step of the last transformation of the README's first example.
+# One step of the optimizer of the README's first example.
 STEP = """
 import jax.numpy as jnp
 

@@ -13,6 +13,7 @@ import pennylane as qml
 import pytest
 
 import qsgd_jax as qsgd
+from tests import documents
 
 # Not `importorskip`: importing Catalyst switches double precision on.
 INSTALLED = importlib.util.find_spec("catalyst") is not None
@@ -116,6 +117,13 @@ def test_what_does_not_fit_is_refused():
         _probed(circuit, compiled, device="default.qubit")
     with pytest.raises(ValueError, match="n_inputs=None"):
         qsgd.probe(compiled)
+
+
+@needs_catalyst
+@pytest.mark.usefixtures("catalyst")
+def test_the_code_of_its_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    documents.run(documents.ROOT / "docs" / "catalyst.md")
 
 
 @needs_catalyst

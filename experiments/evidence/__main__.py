@@ -18,7 +18,7 @@ Examples:
   python -m experiments.evidence --full --data ../shared/data --dry-run
   python -m experiments.evidence --full --data ../shared/data --parts paper tuned
   python -m experiments.evidence --results experiments/results/evidence \
-      --report experiments/records/evidence.md --readme README.md
+      --report experiments/records/evidence.md --findings docs/findings.md
 """
 
 from __future__ import annotations
@@ -163,9 +163,9 @@ def _report(args: argparse.Namespace) -> None:
     drawn = figures.draw(args.report.parent, args.report.stem, found)
     report.write(args.report, found, drawn, SMOKE if args.quick else "")
     print(f"Wrote {args.report} and its figures")
-    if args.readme is not None:
-        report.quote(args.readme, found)
-        print(f"Wrote the claims to {args.readme}")
+    if args.findings is not None:
+        report.quote(args.findings, found)
+        print(f"Wrote the claims to {args.findings}")
 
 
 def _pack(source: Path, target: Path) -> None:
@@ -230,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--dry-run", action="store_true", help="print the compute that is needed, and stop")
     add("--report", type=Path, metavar="FILE", help="write this, and its figures, from the runs")
-    add("--readme", type=Path, metavar="FILE", help="quote the report's claims in this file")
+    add("--findings", type=Path, metavar="FILE", help="quote the report's claims in this file")
     add(
         "--results",
         type=Path,

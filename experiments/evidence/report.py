@@ -100,10 +100,10 @@ def write(path: Path, study: Study, figures: Mapping[str, str], note: str = "") 
 
 
 def quote(path: Path, study: Study) -> None:
-    """Write the claims' table between the markers of the README.
+    """Write the claims' table between the markers of the page of findings.
 
     Args:
-        path: The README.
+        path: The page.
         study: The results.
     """
     reporting.write_atomically(path, replaced(path.read_text(), tables.claims(study)))

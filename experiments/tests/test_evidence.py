@@ -409,14 +409,14 @@ def between_markers(path):
     return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
 
 
-def test_the_report_and_the_readme_are_what_the_stored_results_say():
+def test_the_report_and_the_findings_are_what_the_stored_results_say():
     study = read_study(STORED)
     report = between_markers(RECORDS / "evidence.md")
     names = ("curves", "forest", "sweep", "landscapes", "norms", "stability")
     figures = {name: f"evidence_{name}.png" for name in names}
     assert report == evidence_report.markdown(study, figures)
     assert all((RECORDS / file).is_file() for file in figures.values())
-    assert between_markers(HERE.parent / "README.md") == claims(study)
+    assert between_markers(HERE.parent / "docs" / "findings.md") == claims(study)
     assert sum(file.stat().st_size for file in STORED.iterdir()) < 1e6
 
 
