@@ -41,9 +41,11 @@ def written(text: str, name: str) -> str:
         name: Of the page, for errors.
 
     Raises:
-        ValueError: If a marker names no table, or has no end.
+        ValueError: If a marker is mistyped, names no table, or has no end.
     """
     before, *parts = MARKER.split(text)
+    if len(parts) // 2 != len(re.findall("^<!-- table", text, re.MULTILINE)):
+        raise ValueError(f"{name}: a marker that begins '<!-- table' is not '<!-- table: … -->'.")
     pieces = [before]
     for marker, part in zip(parts[::2], parts[1::2], strict=True):
         _, end, after = part.partition(END)

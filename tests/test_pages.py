@@ -153,6 +153,7 @@ def test_a_figure_that_is_not_the_runs_is_seen():
         ("json 0", "json -1", r"page\.md, table 'step_time/step_time\.json -1': expected FOLDER"),
         ("json 0", "json", r"page\.md, table 'step_time/step_time\.json': expected FOLDER"),
         ("time.json", "times.json", r"page\.md, table 'step_time/step_times\.json 0': expected"),
+        ("table: ", "table:", r"page\.md: a marker that begins '<!-- table' is not"),
         ("end of", "end", r"page\.md, table 'step_time/step_time\.json 0': expected a line"),
     ],
 )

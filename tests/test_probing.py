@@ -226,7 +226,7 @@ OF_QNODE = {"circuit": QNODE, "n_inputs": 3, "degree": 2}
         (OF_QNODE | {"degree": 0}, ValueError, "degree=0"),
         (OF_QNODE | {"degree": 1.5}, TypeError, "degree=1.5"),
         (OF_QNODE | {"degree": (1, 2)}, ValueError, r"degree=\(1, 2\).* 3"),
-        (OF_QNODE | {"degree": 30}, ValueError, "226981 settings .* at most 65536"),
+        (OF_QNODE | {"degree": 30}, ValueError, "226981 settings, .* at most 65536"),
         (OF_QNODE | {"period": -1}, ValueError, "period=-1"),
         (OF_QNODE | {"period": "2"}, ValueError, "period='2'"),
         (OF_QNODE | {"period": math.inf}, ValueError, "period=inf"),
@@ -250,7 +250,11 @@ OF_QNODE = {"circuit": QNODE, "n_inputs": 3, "degree": 2}
         (FUNCTION | {"circuit": lambda x: np.zeros(1 + (x[0] > 0))}, ValueError, "same shape"),
         ({"circuit": qsgd.Circuit(), "degree": 1}, ValueError, "'degree': 1.* Circuit"),
         ({"circuit": qsgd.Circuit(), "device": "default.qutrit"}, ValueError, "'default.qutrit'"),
-        ({"circuit": qsgd.Circuit(12, 1)}, ValueError, "531441 settings .* qsgd_jax.Direct"),
+        (
+            {"circuit": qsgd.Circuit(12, 1)},
+            ValueError,
+            "531441 settings, .* by qsgd_jax.Direct",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Operator .* does not define a decomposition")

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,7 @@ def _importers(library: str) -> set[str]:
     }
 
 
-def _map() -> dict[str, list[str]]:
+def _map() -> Mapping[str, Sequence[str]]:
     """Each room and those that it imports, in the map's order."""
     lines = [line.partition(":") for line in MAP.replace("\n ", "").strip().splitlines()]
     return {room: others.split() for room, _, others in lines}

@@ -147,6 +147,27 @@ def test_a_hidden_layer_as_wide_as_the_vocabulary_is_no_output():
     assert _routed(params) == {"embed": None, "up": ((0,), (1,)), "other": ((0,), (1,))}
 
 
+def test_a_hidden_layer_alone_as_wide_as_a_tied_embedding_is_no_output():
+    params: dict[str, Any] = {
+        "embed": {"embedding": jnp.zeros((8, 2))},
+        "block": {"mlp": {"up": {"kernel": jnp.zeros((2, 8))}}},
+    }
+    assert _routed(params)["block/mlp/up/kernel"] == ((0,), (1,))
+    params["out"] = {"kernel": jnp.zeros((2, 8))}  # the embedding is not tied
+    found = _routed(params)
+    assert found["block/mlp/up/kernel"] == ((0,), (1,)) and found["out/kernel"] is None
+
+
+@pytest.mark.parametrize("name", ["pos", "positions", "query_tokens", "cls_token", "pos_embedding"])
+def test_tables_of_vectors_are_no_matrices(name):
+    assert _routed({"decoder": {name: jnp.zeros((12, 32))}}) == {f"decoder/{name}": None}
+
+
+@pytest.mark.parametrize("name", ["classifier", "readout", "fc_out", "mlp_head", "output_head"])
+def test_outputs_by_name(name):
+    assert _routed({name: {"kernel": jnp.zeros((32, 5))}}) == {f"{name}/kernel": None}
+
+
 def test_positions_are_no_vocabulary():
     params = {
         "wpe": jnp.zeros((8, 4)),
@@ -217,7 +238,10 @@ def test_labels_have_the_last_word():
     ("make", "message"),
     [
         (lambda: qsgd.SpectralRouting(labels="muon"), "label 'muon' at .* must be 'spectral'"),
-        (lambda: qsgd.SpectralRouting(labels={"x": "adamw"}), "no prefix of params"),
+        (
+            lambda: qsgd.SpectralRouting(labels={"x": "adamw"}),
+            "no prefix of params; a function of params can make one",
+        ),
         (lambda: qsgd.SpectralRouting(labels="spectral"), r"shape \(2, 3, 4\) is no matrix"),
         (lambda: qsgd.SpectralRouting(labels=MuonDimensionNumbers(0, 5)), "different axes"),
         (lambda: qsgd.SpectralRouting(labels=MuonDimensionNumbers(0, 0)), "different axes"),
@@ -234,6 +258,12 @@ def test_bad_input_is_refused_by_name(make, message):
     ):
         with pytest.raises(ValueError, match=message):
             use(make())
+
+
+def test_labels_are_a_function_of_the_parameters():
+    wrong: Any = qsgd.SpectralRouting(labels=lambda path, leaf: "adamw")
+    with pytest.raises(TypeError, match=r"labels=.* is called with the parameters, all of them"):
+        qsgd.spectral_routing({"w": jnp.zeros((2, 3))}, wrong)
 
 
 def test_what_the_table_does_not_know_is_said():

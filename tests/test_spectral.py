@@ -18,6 +18,9 @@ import qsgd_jax as qsgd
 from qsgd_jax._src.spectral import polynomials
 from qsgd_jax._src.spectral.cascade import on_matrix
 
+# Polynomials of chance are below 0 somewhere.
+ANY_SIGN = pytest.mark.filterwarnings("ignore:.*answers against some singular values")
+
 MUON = Polynomial([0, 3.4445, 0, -4.7750, 0, 2.0315])
 SIGMA = np.linspace(-1, 1, 201)
 
@@ -127,6 +130,7 @@ def test_polar_express_is_the_best_of_its_degree():
         reach = p(reach)
 
 
+@ANY_SIGN
 @pytest.mark.parametrize("shape", [(4, 4), (5, 12), (12, 5)])
 @pytest.mark.parametrize("cascade", ["muon", "polar-express", "degree 31", "degree 101"])
 @pytest.mark.usefixtures("float64")
@@ -240,6 +244,7 @@ def _own(x):
     return qml.expval(qml.Y(0))
 
 
+@ANY_SIGN
 def test_a_stage_of_one_s_own_and_a_broken_gate_change_the_step():
     own = qsgd.probe(lambda x: -_own(x), n_inputs=1, degree=1)
     third = qsgd.probe(lambda x: np.sin(3 * x[0]), n_inputs=1, degree=3)
@@ -314,6 +319,7 @@ def test_it_is_a_value(tmp_path):
     assert repr(cascade) == "SpectralCascade(3 stages of degree 5, 5, 5, lightning.qubit)"
 
 
+@ANY_SIGN
 @pytest.mark.parametrize("device", [None, "default.qubit"])
 @pytest.mark.parametrize("jitted", [False, True])
 def test_a_loss_differentiates_in_the_angles(jitted, device):
@@ -473,9 +479,10 @@ STAGE = qsgd.probe(qsgd.Circuit(n_qubits=1))
                 [qsgd.probe(lambda x: np.cos(x[0]), n_inputs=1, degree=1)]
             ),
             ValueError,
-            "a part of 1 that is not odd",
+            r"a part of 1 that is not odd.* It must be g\(−θ\) = −g\(θ\)",
         ),
-        (lambda: ANY.superpositional_muon(0.1, cascade=3), TypeError, "cascade=3"),
+        (lambda: ANY.superpositional_muon(0.1, cascade=3), TypeError, "cascade=3 .* or a name"),
+        (lambda: ANY.spectral_cascade([np.cos]), TypeError, "of a circuit, what qsgd_jax.probe"),
         (lambda: ANY.superpositional_muon(0.1, routing=3), TypeError, "routing=3"),
         (lambda: ANY.superpositional_muon(0.1, beta=1.0), ValueError, "beta=1.0"),
         (lambda: ANY.superpositional_muon(0.1, beta="x"), TypeError, "beta='x'"),
@@ -485,6 +492,25 @@ STAGE = qsgd.probe(qsgd.Circuit(n_qubits=1))
 def test_bad_input_is_refused_by_name(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("polynomial", [[1, -1.5], [3, -4]])
+def test_a_cascade_that_climbs_along_some_directions_says_so(polynomial):
+    """On a momentum of one direction it climbs."""
+    cascade = qsgd.spectral_cascade([np.array(polynomial) / 4])
+    with pytest.warns(
+        UserWarning, match=r"most at σ = 1 \(f = -0\.\d+\): along these a step climbs"
+    ):
+        optimizer = qsgd.scale_by_spectral_superposition(cascade)
+    gradient = jnp.outer(jnp.ones(3), jnp.ones(4))
+    step: Any = optimizer.update(gradient, optimizer.init(gradient))[0]
+    assert jnp.vdot(step, gradient) < 0
+
+
+@pytest.mark.parametrize("name", ["muon", "polar-express"])
+def test_named_cascades_climb_nowhere(name):
+    sigma = np.linspace(1e-6, 1, 10_001)
+    assert qsgd.spectral_cascade(name).evaluate(sigma).min() > 0
 
 
 def test_a_state_of_another_shape_is_refused():

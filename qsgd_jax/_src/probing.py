@@ -151,7 +151,11 @@ def _checked(n_inputs: Any, degree: Any, period: Any) -> tuple[tuple[int, ...], 
     """The degree and the period of each input."""
     if n_inputs is None or degree is None:
         name = "n_inputs" if n_inputs is None else "degree"
-        raise ValueError(f"{name}=None: only of a Circuit it is known; allowed is a number.")
+        raise ValueError(
+            f"{name}=None: allowed is a number, "
+            + ("of the arguments" if n_inputs is None else "how often each input enters")
+            + ". Only a Circuit says it itself."
+        )
     check_integer("n_inputs", n_inputs, 1, 16)
     degrees = degree if isinstance(degree, (Sequence, np.ndarray)) else [degree] * n_inputs
     period = 2 * math.pi if period is None else period
@@ -243,9 +247,9 @@ def _probed(source: _Source, readout: Readout, verbose: bool) -> Surrogate:
     n, n_grid = len(degree), fourier.n_settings(degree)
     if n_grid > _MAX_SETTINGS or n_grid * source.n_outputs > _MAX_COEFFICIENTS:
         raise ValueError(
-            f"{source.name} of degree={degree} needs {n_grid} settings of {source.n_outputs} "
-            f"outputs or more; allowed are at most {_MAX_SETTINGS} settings and "
-            f"{_MAX_COEFFICIENTS} values. qsgd_jax.Direct runs a Circuit that no grid can hold."
+            f"{source.name} of degree={degree} needs {n_grid} settings, with {source.n_outputs} "
+            f"outputs each; allowed are at most {_MAX_SETTINGS} settings and {_MAX_COEFFICIENTS} "
+            "values. A Circuit (no other) that no grid can hold is run by qsgd_jax.Direct."
         )
     grid = fourier.probe_grid(degree)
     further = np.random.default_rng(0).uniform(-1, 1, (0 if source.traced else _FURTHER, n))

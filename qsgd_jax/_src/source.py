@@ -1,6 +1,7 @@
 """Where a transformation's weights come from: its arguments, and its part of the state."""
 
 import functools
+import reprlib
 from typing import Any, Literal, cast
 
 import jax
@@ -134,8 +135,8 @@ def chosen(surrogate: Any) -> AnySurrogate:
         return _default_surrogate()
     if not isinstance(surrogate, AnySurrogate):
         raise TypeError(
-            f"surrogate={surrogate!r} must be what qsgd_jax.probe, sampled, refreshable or Direct "
-            "makes."
+            f"surrogate={reprlib.repr(surrogate)} must be what qsgd_jax.probe, sampled, "
+            "refreshable or Direct makes; of a circuit, qsgd_jax.probe(circuit)."
         )
     if not isinstance(surrogate, Sampled):
         _check_weights(surrogate.surrogate if isinstance(surrogate, Refreshable) else surrogate)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -20,6 +21,8 @@ from qsgd_jax._src.trees import is_none
 
 # How large a part of an answer that is not odd may be: noise leaves some, another circuit more.
 _MOST_NOT_ODD = 0.1
+# How far below 0 an answer may be, over its largest: noise leaves as much about σ = 0.
+_MOST_AGAINST = 0.02
 # Terms of a polynomial up to which its powers keep as many digits as its Chebyshev polynomials.
 _FEW_POWERS = 4
 # On a GPU not in TF32, its default.
@@ -123,8 +126,12 @@ class SpectralCascade:
             if rest > _MOST_NOT_ODD:
                 raise ValueError(
                     f"stage {place}: {stage!r} has a part of {rest:.2g} that is not odd in σ = "
-                    f"sin(2πθ / {stage.period[0]:.4g}); allowed is {_MOST_NOT_ODD}, for noise."
-                    + (" More shots make it smaller." if stage.shots else "")
+                    f"sin(2πθ / {stage.period[0]:.4g}); allowed is {_MOST_NOT_ODD}, for noise. "
+                    + (
+                        "More shots make it smaller."
+                        if stage.shots
+                        else "It must be g(−θ) = −g(θ) and, with its period P, g(P/2 − θ) = g(θ)."
+                    )
                 )
             if reach > i * (1 + 1e-6):
                 before = "singular values begin" if not place else f"stage {place - 1} answers"
@@ -204,10 +211,17 @@ jax.tree_util.register_pytree_node(SpectralCascade, _flatten, _unflatten)
 def check_descent(cascade: SpectralCascade) -> None:
     """Refuse a function of σ whose steps would climb: ⟨U f(Σ) Vᵀ, U Σ Vᵀ⟩ = Σ f(σ) σ."""
     sigma = np.linspace(0, 1, 1001)
-    if not cascade.evaluate(sigma) @ sigma > 0:
+    f = cascade.evaluate(sigma)
+    if not f @ sigma > 0:
         raise ValueError(
             f"{cascade!r} answers against σ, or not at all: the steps would climb. Where ⟨Z⟩ falls "
             "with σ, its negative is a stage."
+        )
+    if f.min() < -_MOST_AGAINST * np.abs(f).max():
+        warnings.warn(
+            f"{cascade!r} answers against some singular values, most at σ = {sigma[f.argmin()]:.2g}"
+            f" (f = {f.min():.2g}): along these a step climbs.",
+            stacklevel=2,
         )
 
 

@@ -60,7 +60,7 @@ def odd_coefficients(polynomial: Any) -> Odd:
         if other or powers.ndim != 1 or powers.dtype.kind not in "fiu":
             raise TypeError(
                 f"polynomial={polynomial!r} must be the coefficients of σ, σ³, σ⁵, …, or a "
-                "numpy.polynomial.Polynomial or Chebyshev."
+                "numpy.polynomial.Polynomial or Chebyshev; of a circuit, what qsgd_jax.probe makes."
             )
         _check_finite(polynomial, powers)
         every = np.zeros(2 * len(powers) + 1)

@@ -25,7 +25,9 @@ UNKNOWN = "not in the table: say which axes by labels="
 
 _VECTORS = {"b", "scale", "gamma", "beta", "mean", "var"}
 _EMBEDDING = re.compile(r"embed|^(wte|wpe|emb|(tok|pos|token|position)_emb|cls|cls_token)$")
-_HEADS = {"head", "lm_head", "logits", "unembed"}
+_TABLE = re.compile(r"(^|_)(tokens?|pos|positions?)$")
+_HEADS = {"head", "lm_head", "logits", "unembed", "classifier", "readout", "fc_out"}
+_HEADS |= {f"{x}_head" for x in ("mlp", "cls", "classification", "output")}
 _ATTENTION_IN = {
     f"{x}{end}" for x in ("query", "key", "value", "qkv", "kv") for end in ("", "_proj")
 }
@@ -129,7 +131,18 @@ def resolved(routing: SpectralRouting, params: PyTree) -> SpectralRouting:
     """The same with the labels of all parameters, before some of them are masked."""
     if not callable(routing.labels):
         return routing
-    return dataclasses.replace(routing, labels=routing.labels(params))
+    return dataclasses.replace(routing, labels=_labels_of(routing, params))
+
+
+def _labels_of(routing: SpectralRouting, params: PyTree) -> PyTree:
+    if not callable(routing.labels):
+        return routing.labels
+    try:
+        return routing.labels(params)
+    except TypeError as error:
+        raise TypeError(
+            f"labels={routing.labels!r} is called with the parameters, all of them: {error}"
+        ) from error
 
 
 def routes(params: PyTree, routing: SpectralRouting | None = None) -> PyTree:
@@ -137,7 +150,7 @@ def routes(params: PyTree, routing: SpectralRouting | None = None) -> PyTree:
     if not jax.tree.leaves(params):
         return params  # such as the placeholder of `optax.tree.map_params`
     routing = SpectralRouting() if routing is None else routing
-    labels = routing.labels(params) if callable(routing.labels) else routing.labels
+    labels = _labels_of(routing, params)
     stacks = stacked_axes_of(routing.stacked_axes, params)
     width = None if isinstance(routing, Matrices) else _vocabulary(params, stacks)
     decide = functools.partial(_route, vocabulary=width)
@@ -149,7 +162,10 @@ def routes(params: PyTree, routing: SpectralRouting | None = None) -> PyTree:
             is_leaf=_is_label,
         )
     except ValueError as error:
-        raise ValueError(f"labels={labels!r} is no prefix of params: {error}") from error
+        raise ValueError(
+            f"labels={labels!r} is no prefix of params; a function of params can make one, with "
+            f"jax.tree_util.tree_map_with_path: {error}"
+        ) from error
     return jax.tree_util.tree_map_with_path(decide, params, labels, stacks)
 
 
@@ -235,7 +251,7 @@ def _by_table(names: list[str], shape: tuple[int, ...], vocabulary: Any) -> Rout
         return Route(SPECTRAL, "a factor of LoRA", MuonDimensionNumbers(0, 1))
     if name in _VECTORS or "bias" in name or any(_NORM.search(x) for x in near):
         return Route(ADAMW, "a bias or scale")
-    if any(_EMBEDDING.search(x) for x in near):
+    if any(_EMBEDDING.search(x) for x in near) or _TABLE.search(name):
         return Route(ADAMW, "an embedding")
     if _HEADS.intersection(names):
         return Route(ADAMW, "a head")
@@ -250,7 +266,7 @@ def _by_table(names: list[str], shape: tuple[int, ...], vocabulary: Any) -> Rout
         return Route(SPECTRAL, "a convolution", MuonDimensionNumbers(*axes))
     if rank > 2:
         return Route(ADAMW, UNKNOWN)
-    if vocabulary is not None and vocabulary == shape[0 if rows_last else 1]:
+    if vocabulary is not None and vocabulary.is_output(names, shape):
         return Route(ADAMW, "an output as wide as the embedding's vocabulary")
     return Route(SPECTRAL, "a matrix", MuonDimensionNumbers(0, 1))
 
@@ -268,8 +284,20 @@ def _is_abstract_number(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _vocabulary(params: PyTree, stacks: PyTree) -> int | None:
-    """The embedding's number of rows, if one other matrix alone is as wide: it is the output."""
+class _Vocabulary(NamedTuple):
+    """Rows of an embedding, and how many names lead to it: an output lies no deeper."""
+
+    rows: int
+    depth: int
+
+    def is_output(self, names: list[str], shape: tuple[int, ...]) -> bool:
+        """Whether a matrix is as wide as the vocabulary, and no deeper in the tree."""
+        rows_last = bool(names) and names[-1] == "weight"
+        return shape[0 if rows_last else 1] == self.rows and len(names) <= self.depth
+
+
+def _vocabulary(params: PyTree, stacks: PyTree) -> _Vocabulary | None:
+    """An embedding's, if one other matrix alone may be its output."""
     flat = jax.tree_util.tree_leaves_with_path(params)
     matrices = [
         (_names(path), np.shape(leaf))
@@ -277,19 +305,18 @@ def _vocabulary(params: PyTree, stacks: PyTree) -> int | None:
         if np.ndim(leaf) == 2 and not stacked
     ]
     embeddings = [
-        shape[0]
+        _Vocabulary(shape[0], len(names))
         for names, shape in matrices
         if any(map(_EMBEDDING.search, names[-2:])) and not any(map(_POSITIONS.search, names[-2:]))
     ]
-    for rows in embeddings:
+    for vocabulary in embeddings:
         outputs = [
             shape
             for names, shape in matrices
-            if not any(map(_EMBEDDING.search, names[-2:]))
-            and shape[0 if names and names[-1] == "weight" else 1] == rows
+            if not any(map(_EMBEDDING.search, names[-2:])) and vocabulary.is_output(names, shape)
         ]
         if len(outputs) == 1:
-            return rows
+            return vocabulary
     return None
 
 

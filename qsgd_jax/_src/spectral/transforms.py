@@ -327,7 +327,7 @@ def _named(cascade: str) -> SpectralCascade:
 def _chosen(cascade: Any) -> SpectralCascade:
     chosen = _named(cascade) if isinstance(cascade, str) else cascade
     if not isinstance(chosen, SpectralCascade):
-        raise TypeError(f"cascade={cascade!r} must be what qsgd_jax.spectral_cascade makes.")
+        raise TypeError(f"cascade={cascade!r} must be one of qsgd_jax.spectral_cascade, or a name.")
     if not chosen.traced:
         check_descent(chosen)
     return chosen
