@@ -24,9 +24,13 @@ ROOMS = {
 # Each file imports those after its colon, which all stand below it, and no others of the package.
 MAP = """
 transforms: source weighing diagnostics refreshable trees
-spectral/transforms: spectral/cascade spectral/routing spectral/state spectral/building trees typing
+spectral/transforms: spectral/cascade spectral/matrices spectral/routing spectral/state
+  spectral/building trees typing
 spectral/warm_start: spectral/state
 spectral/state: spectral/routing
+spectral/matrices: spectral/products spectral/whole spectral/cascade trees
+spectral/products: spectral/cascade spectral/polynomials
+spectral/whole:
 source: weighing coverage sampling refreshable direct surrogate diagnostics probing circuit typing
 weighing: coverage sampling direct surrogate trees typing
 diagnostics: coverage trees typing
@@ -133,6 +137,7 @@ def test_data_flow_one_way():
                 "diagnostics",
                 "trees",
                 "spectral/transforms",
+                "spectral/matrices",
                 "spectral/routing",
                 "spectral/state",
                 "spectral/warm_start",

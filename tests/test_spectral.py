@@ -16,7 +16,7 @@ from optax.contrib import _muon  # pyright: ignore[reportPrivateImportUsage]
 
 import qsgd_jax as qsgd
 from qsgd_jax._src.spectral import polynomials
-from qsgd_jax._src.spectral.cascade import on_matrix
+from qsgd_jax._src.spectral.products import on_matrix
 
 # Polynomials of chance are below 0 somewhere.
 ANY_SIGN = pytest.mark.filterwarnings("ignore:.*answers against some singular values")

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
 
 from qsgd_jax._src import saving
 from qsgd_jax._src.spectral import polynomials
@@ -23,10 +22,6 @@ from qsgd_jax._src.trees import is_none
 _MOST_NOT_ODD = 0.1
 # How far below 0 an answer may be, over its largest: noise leaves as much about σ = 0.
 _MOST_AGAINST = 0.02
-# Terms of a polynomial up to which its powers keep as many digits as its Chebyshev polynomials.
-_FEW_POWERS = 4
-# On a GPU not in TF32, its default.
-_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,45 +264,3 @@ def _not_odd(stage: Surrogate) -> float:
     angles = np.outer(np.arange(1, len(sines) + 1), np.linspace(0, 2 * np.pi, 257))
     found = constant + cosines @ np.cos(angles) + even @ np.sin(angles)
     return float(np.abs(found).max())
-
-
-def on_matrix(cascade: SpectralCascade, x: Float[Array, "m n"]) -> Float[Array, "m n"]:
-    r"""The cascade on the singular values of a matrix: :math:`U f(\Sigma) V^\top`.
-
-    With :math:`A = X X^\dagger` an odd polynomial of X is one of A, times X: in powers of A, as
-    Muon sums it, or, of high degree, where powers lose all digits, by Clenshaw's recurrence,
-    :math:`T_{2j+1}(x) = (4x^2 - 2) T_{2j-1}(x) - T_{2j-3}(x)`.
-
-    Args:
-      cascade: its polynomials and scales.
-      x: real or complex, m ≤ n, of singular values within [0, 1].
-
-    Returns:
-      A matrix of that shape.
-    """
-    for odd, i, o in zip(
-        cascade.polynomials, cascade.input_scales, cascade.output_scales, strict=True
-    ):
-        y = x / i
-        x = (_by_powers if len(odd) <= _FEW_POWERS else _by_clenshaw)(odd * o, y)
-    return x
-
-
-def _by_powers(odd: Any, y: Array) -> Array:
-    first, *others = jnp.asarray(odd @ polynomials.powers(len(odd)), y.real.dtype)
-    if not others:
-        return first * y
-    gram = _product(y, y.conj().T)
-    total = others[-1] * gram
-    for c in others[-2::-1]:
-        total = c * gram + _product(total, gram)
-    return first * y + _product(total, y)
-
-
-def _by_clenshaw(odd: Any, y: Array) -> Array:
-    odd, identity = jnp.asarray(odd, y.real.dtype), jnp.eye(len(y), dtype=y.dtype)
-    step = 4 * _product(y, y.conj().T) - 2 * identity
-    after, now = odd[-1] * identity, odd[-2] * identity + odd[-1] * step
-    for c in odd[-3::-1]:
-        after, now = now, c * identity + _product(step, now) - after
-    return _product(now - after, y)

@@ -43,7 +43,7 @@ def momentum_of(state: Any) -> Any:
     return found[0]
 
 
-def check_leaf(place: str, gradient: Any, momentum: Any, route: Route) -> None:
+def check_leaf(place: str, gradient: Any, momentum: Any, route: Route, product_dtype: Any) -> None:
     """Refuse a gradient that is not of the leaf that the momentum was made for."""
     if momentum is None:
         raise ValueError(f"gradient at {place!r} has no momentum: `init` has seen no leaf there.")
@@ -59,3 +59,8 @@ def check_leaf(place: str, gradient: Any, momentum: Any, route: Route) -> None:
         )
     if jnp.iscomplexobj(gradient) and not jnp.iscomplexobj(momentum):
         raise ValueError(f"gradient at {place!r} is complex, its momentum is not.")
+    if product_dtype is not None and jnp.iscomplexobj(momentum):
+        raise ValueError(
+            f"product_dtype={jnp.dtype(product_dtype).name}: the matrix at {place!r} is complex; "
+            "allowed is None there."
+        )

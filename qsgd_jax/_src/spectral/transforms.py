@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
-from jaxtyping import Array, Float
-from optax.contrib import MuonDimensionNumbers
+from jaxtyping import Array
 
-from qsgd_jax._src.spectral.cascade import SpectralCascade, check_descent, on_matrix
+from qsgd_jax._src.spectral.cascade import SpectralCascade, check_descent
+from qsgd_jax._src.spectral.matrices import checked_product_dtype, real, turned
 from qsgd_jax._src.spectral.routing import (
     ADAMW,
     SPECTRAL,
@@ -34,10 +34,6 @@ from qsgd_jax._src.spectral.state import (
 from qsgd_jax._src.trees import NO_PARAMS_MSG, wider
 from qsgd_jax._src.typing import PyTree
 
-# Added to the norm of a matrix, as `optax.contrib.muon` does: below it, noise is not raised to a
-# step of full size.
-_EPSILON = 1e-8
-
 AnyCascade = SpectralCascade | str
 
 
@@ -48,6 +44,7 @@ def scale_by_spectral_superposition(
     update_rms: jax.typing.ArrayLike = 0.2,
     mu_dtype: Any | None = None,
     routing: SpectralRouting | None = None,
+    product_dtype: Any | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replace each matrix of updates by what circuits make of its momentum's singular values.
 
@@ -70,6 +67,9 @@ def scale_by_spectral_superposition(
         rates fit.
       mu_dtype: dtype of the momentum; by default that of the parameters.
       routing: which leaves are matrices; by default `SpectralRouting()`.
+      product_dtype: what matrices are rounded to before they are multiplied, such as `jnp.bfloat16`
+        on an accelerator, where that is faster; the update is then off by about a hundredth of its
+        size. By default nothing is rounded.
 
     Returns:
       A transformation whose `update` needs no `params`.
@@ -93,6 +93,7 @@ def scale_by_spectral_superposition(
     cascade, routing = _chosen(cascade), _checked_routing(routing)
     _check_number("beta", beta, "in [0, 1)", lambda x: 0 <= x < 1)
     _check_number("update_rms", update_rms, "positive and finite", lambda x: 0 < x < math.inf)
+    product_dtype = checked_product_dtype(product_dtype)
 
     def init(params: optax.Params) -> Any:
         mu = jax.tree.map(
@@ -111,15 +112,14 @@ def scale_by_spectral_superposition(
         def of_leaf(path: Any, m: Any, g: Any, route: Any) -> _Leaf:
             if g is None or isinstance(m, optax.MaskedNode):
                 return _Leaf(g, m)
-            check_leaf(jax.tree_util.keystr(path), g, m, route)
+            check_leaf(jax.tree_util.keystr(path), g, m, route, product_dtype)
             dtype = wider(m.dtype, jnp.result_type(g), jnp.float32)
             g_wide, m_wide = jnp.asarray(g, dtype), jnp.asarray(m, dtype)
-            b, rest = _real(beta, dtype), _real(1 - beta, dtype)
-            now, ahead = (1 - b ** _real(n, dtype) for n in (count, after))
+            b, rest = real(beta, dtype), real(1 - beta, dtype)
+            now, ahead = (1 - b ** real(n, dtype) for n in (count, after))
             momentum = b * m_wide + rest * g_wide
             hat = b * momentum / ahead + rest * g_wide / now if nesterov else momentum / now
-            turned = _turned(cascade, route.numbers, hat, update_rms)
-            return _Leaf(turned.astype(jnp.result_type(g)), momentum.astype(m.dtype))
+            return _Leaf(jnp.result_type(g), momentum.astype(m.dtype), hat, route.numbers)
 
         # By the momenta, which are all matrices: gradients may be missing, embeddings masked.
         table = resolved(routing, updates if params is None else params)
@@ -127,11 +127,23 @@ def scale_by_spectral_superposition(
         leaves = jax.tree_util.tree_map_with_path(
             of_leaf, state.mu, updates, known, is_leaf=is_masked_or_none
         )
-        steps, mu = (
-            jax.tree.map(operator.itemgetter(i), leaves, is_leaf=lambda x: isinstance(x, _Leaf))
-            for i in (0, 1)
+        matrices = [x for x in jax.tree.leaves(leaves, is_leaf=_is_leaf) if x.hat is not None]
+        steps = iter(
+            turned(
+                cascade,
+                [x.hat for x in matrices],
+                [x.axes for x in matrices],
+                update_rms,
+                product_dtype,
+            )
         )
-        return steps, ScaleBySpectralSuperpositionState(count, mu)
+        updates = jax.tree.map(
+            lambda x: x.update if x.hat is None else next(steps).astype(x.update),
+            leaves,
+            is_leaf=_is_leaf,
+        )
+        mu = jax.tree.map(operator.attrgetter("momentum"), leaves, is_leaf=_is_leaf)
+        return updates, ScaleBySpectralSuperpositionState(count, mu)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -147,6 +159,7 @@ def superpositional_muon(
     nesterov: bool = True,
     update_rms: jax.typing.ArrayLike = 0.2,
     routing: SpectralRouting | None = None,
+    product_dtype: Any | None = None,
     adam_b1: jax.typing.ArrayLike = 0.9,
     adam_b2: jax.typing.ArrayLike = 0.99,
     adam_eps: jax.typing.ArrayLike = 1e-8,
@@ -173,6 +186,7 @@ def superpositional_muon(
       nesterov: whether to look one step ahead; AdamW on the rest does so too.
       update_rms: r, root mean square of each matrix's update.
       routing: which leaves are matrices; by default `SpectralRouting()`.
+      product_dtype: as for `scale_by_spectral_superposition`.
       adam_b1: decay rate of AdamW's first moment.
       adam_b2: decay rate of AdamW's second moment.
       adam_eps: ε of AdamW, outside the root.
@@ -205,7 +219,9 @@ def superpositional_muon(
     """
     routing, cascade = _checked_routing(routing), _chosen(cascade)
     of_matrices = functools.partial(
-        scale_by_spectral_superposition, cascade, beta, nesterov, update_rms, mu_dtype
+        scale_by_spectral_superposition,
+        *(cascade, beta, nesterov, update_rms, mu_dtype),
+        product_dtype=product_dtype,
     )
     of_matrices()  # checks its arguments
     rest = optax.adamw(
@@ -223,7 +239,7 @@ def superpositional_muon(
     def routed(tree: PyTree, table: SpectralRouting) -> optax.GradientTransformationExtraArgs:
         labels = jax.tree.map(lambda route: route.label, routes(tree, table), is_leaf=is_route)
         matrices = optax.chain(
-            of_matrices(Matrices.of(table)),
+            of_matrices(routing=Matrices.of(table)),
             optax.add_decayed_weights(weight_decay, weight_decay_mask),
             optax.scale_by_learning_rate(learning_rate),
         )
@@ -251,69 +267,22 @@ def superpositional_muon(
 
 
 class _Leaf(NamedTuple):
+    """A leaf's update, or, of a matrix, that one's dtype; its new momentum; what is turned."""
+
     update: Any
     momentum: Any
+    hat: Any = None
+    axes: Any = None
 
 
-def _real(x: Any, dtype: Any) -> Array:
-    """As a real number of that precision: beside complex parameters optax injects complex ones."""
-    return jnp.real(x).astype(jnp.finfo(dtype).dtype)
+def _is_leaf(x: Any) -> bool:
+    return isinstance(x, _Leaf)
 
 
 def _zeros(leaf: Any, dtype: Any) -> Array:
     """In a dtype that is asked for, unless it would drop what is imaginary."""
     dropped = jnp.iscomplexobj(leaf) and not jnp.issubdtype(dtype, jnp.complexfloating)
     return jnp.zeros_like(leaf, dtype=None if dropped else dtype)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _turned_known(cascade: SpectralCascade, numbers: MuonDimensionNumbers, m: Any, r: Any) -> Any:
-    return _turned_traced(cascade, numbers, m, r)
-
-
-def _turned(cascade: SpectralCascade, numbers: MuonDimensionNumbers, m: Any, r: Any) -> Any:
-    """One leaf; a known cascade is a constant of the program, traced once for each shape."""
-    turned = (
-        (lambda m, r, cascade: _turned_traced(cascade, numbers, m, r))
-        if cascade.traced
-        else (lambda m, r, _: _turned_known(cascade, numbers, m, r))
-    )
-    sharding = jax.typeof(m).sharding
-    if sharding.mesh.explicit_axes:  # every product would need a sharding; XLA knows better
-        turned = cast(Any, jax.sharding.auto_axes(turned, out_sharding=sharding))
-    # What is traced outside must not be closed over there.
-    return turned(m, r, cascade if cascade.traced else None)
-
-
-def _turned_traced(cascade: SpectralCascade, numbers: MuonDimensionNumbers, m: Any, r: Any) -> Any:
-    rows, columns = cast(Any, numbers)
-    batch = tuple(axis for axis in range(m.ndim) if axis not in rows + columns)
-    order = (*batch, *rows, *columns)
-    shape = [math.prod(m.shape[axis] for axis in axes) for axes in (rows, columns)]
-    m = jnp.asarray(m, wider(m.dtype, jnp.float32))
-    moved = m.transpose(order)
-    matrices = moved.reshape((*(m.shape[axis] for axis in batch), *shape))
-    turned = functools.partial(_of_matrix, cascade, r)
-    for _ in batch:
-        turned = jax.vmap(turned)
-    return turned(matrices).reshape(moved.shape).transpose(np.argsort(order))
-
-
-def _of_matrix(cascade: SpectralCascade, r: Any, m: Float[Array, "m n"]) -> Float[Array, "m n"]:
-    """Of M/‖M‖ = U Σ Vᵀ: r U f(Σ) Vᵀ, over its root mean square."""
-    largest = jnp.abs(m).max()  # the square of a small or a large number is none in float32
-    x = m / jnp.where(largest == 0, 1, largest)
-    norm = _root(jnp.sum(jnp.abs(x) ** 2))
-    wide = m.shape[0] <= m.shape[1]
-    x = on_matrix(cascade, (x if wide else x.T) / norm)
-    x = x if wide else x.T
-    size, damping = norm * largest, _root(jnp.mean(jnp.abs(x) ** 2))
-    return x * (_real(r, norm.dtype) / damping * size / (size + _EPSILON))
-
-
-def _root(x: Array) -> Array:
-    """Of a sum of squares; 1 where it is 0, for what is 0 itself to be divided by it."""
-    return jnp.sqrt(jnp.where(x == 0, 1, x))
 
 
 @functools.cache
