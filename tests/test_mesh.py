@@ -9,11 +9,6 @@ As a script, this file is one of the two processes.
 
 import collections
 import functools
-import math
-import os
-import re
-import socket
-import subprocess
 import sys
 
 import jax
@@ -27,9 +22,7 @@ from jax.sharding import AxisType, NamedSharding
 
 import qsgd_jax as qsgd
 from qsgd_jax._src import blocks
-
-# LLVM's optimizations take two thirds of the time; what XLA computes and sends is settled before.
-QUICK: dict[str, bool | str] = {"xla_backend_optimization_level": "0"}
+from tests import meshes
 
 
 def _products(n, readout="expectation"):
@@ -96,7 +89,7 @@ def _train(name, layout, kind=AxisType.Auto, loss=_loss, weigh="gradient"):
     params, batch = _placed(params, mesh, specs), _placed(batch, mesh, (batch_spec, batch_spec))
     optimizer = _adamw(0.01, *WEIGHTS[name], weigh)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @functools.partial(jax.jit, compiler_options=meshes.QUICK)
     def step(params, state, batch):
         updates, state = optimizer.update(jax.grad(loss)(params, batch), state, params)
         return optax.apply_updates(params, updates), state
@@ -164,7 +157,7 @@ def test_weights_are_the_same_however_finely_a_mesh_may_cut_the_leaf(name, n, si
     thetas = [rng.uniform(-2, 2, shape).astype(np.float32) for shape in shapes]
     with jax.set_mesh(_mesh(sizes)):
         weigh = functools.partial(_weigh, name)
-        weights = jax.jit(weigh, compiler_options=QUICK)(thetas)
+        weights = jax.jit(weigh, compiler_options=meshes.QUICK)(thetas)
     for theta, result in zip(thetas, weights, strict=True):
         np.testing.assert_allclose(result, _sine_products(theta, n), atol=2e-6)
 
@@ -187,7 +180,7 @@ def test_weights_of_shards_smaller_than_a_block(name, n):
     leaves = _leaves(SMALL, lambda shape: rng.uniform(-2, 2, shape))
     if jax.__version_info__ == (0, 7, 1) and n == 3:
         del leaves["eight coordinates"]  # whose rows are mixed up by that version's partitioner
-    weights = jax.jit(functools.partial(_weigh, name), compiler_options=QUICK)(leaves)
+    weights = jax.jit(functools.partial(_weigh, name), compiler_options=meshes.QUICK)(leaves)
     for layout, theta in leaves.items():
         expected = _sine_products(np.asarray(theta), n)
         np.testing.assert_allclose(weights[layout], expected, atol=2e-6, err_msg=layout)
@@ -223,9 +216,9 @@ def test_samples_do_not_depend_on_how_leaves_are_cut(name):
     cut = {layout: BROKEN[layout] for layout in ("both", "a vector")}
     leaves = _leaves(cut, np.random.default_rng(0).standard_normal)
     weigh = functools.partial(_weigh, name, key=7)
-    result = jax.jit(weigh, compiler_options=QUICK)(leaves)
+    result = jax.jit(weigh, compiler_options=meshes.QUICK)(leaves)
     with jax.set_mesh(_mesh((1,))):
-        expected = jax.jit(weigh, compiler_options=QUICK)(jax.tree.map(np.asarray, leaves))
+        expected = jax.jit(weigh, compiler_options=meshes.QUICK)(jax.tree.map(np.asarray, leaves))
     for leaf in leaves:
         np.testing.assert_array_equal(result[leaf], expected[leaf])
 
@@ -234,32 +227,18 @@ def test_shards_draw_samples_of_their_own():
     """Of equal parameters, so that only the draws can differ."""
     theta = _leaves({"rows": WHOLE["rows"]}, functools.partial(np.full, fill_value=0.1))
     weigh = functools.partial(_weigh, "everywhere, pairs, shots")
-    shards = jax.jit(weigh, compiler_options=QUICK)(theta)["rows"].addressable_shards
+    shards = jax.jit(weigh, compiler_options=meshes.QUICK)(theta)["rows"].addressable_shards
     assert len({np.asarray(shard.data).tobytes() for shard in shards}) == 8
 
 
 # What XLA makes of an update.
 
-COLLECTIVES = (
-    "all-gather|all-reduce|all-to-all|collective-broadcast|collective-permute|"
-    "ragged-all-to-all|reduce-scatter"
-)
-
-
-def _collectives(optimizer, params):
-    """How often the compiled update has each `(collective, number of elements)`."""
-    program = jax.jit(optimizer.update).lower(params, optimizer.init(params), params)
-    text = program.compile(compiler_options=QUICK).as_text()
-    found = collections.Counter()
-    for shapes, kind in re.findall(rf"= (.*) ({COLLECTIVES})(?:-start)?\(", text):
-        for dimensions in re.findall(r"\w+\[([\d,]*)\]", shapes):
-            found[kind, math.prod(map(int, filter(None, dimensions.split(","))))] += 1
-    return found
-
 
 def _collectives_beyond_adamw(weights, params, weigh="gradient"):
     superpositional = _adamw(1e-3, *weights, weigh)
-    return _collectives(superpositional, params) - _collectives(optax.adamw(1e-3), params)
+    return meshes.collectives(superpositional, params) - meshes.collectives(
+        optax.adamw(1e-3), params
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in WEIGHTS if name != "leading, shots"])
@@ -343,7 +322,7 @@ ROWS = np.random.default_rng(0).uniform(-1, 1, (96, 5)).astype(np.float32)
 
 def _on_each_shard(function, *arrays):
     mapped = jax.shard_map(function, mesh=_mesh((8,)), in_specs=P("data"), out_specs=P("data"))
-    return jax.jit(mapped, compiler_options=QUICK)(*arrays)
+    return jax.jit(mapped, compiler_options=meshes.QUICK)(*arrays)
 
 
 @pytest.mark.parametrize("name", ["everywhere", "everywhere, triples"])
@@ -375,7 +354,7 @@ def test_data_parallel_training_in_a_shard_map_is_that_on_one_device():
     """Replicas that share the key draw the same samples and stay equal."""
     optimizer = _adamw(0.01, *WEIGHTS["leading, shots"])
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @functools.partial(jax.jit, compiler_options=meshes.QUICK)
     @functools.partial(
         jax.shard_map, mesh=_mesh((8,)), in_specs=(P(), P(), P("data")), out_specs=P()
     )
@@ -432,52 +411,16 @@ def _probe_together():
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "JAX_NUM_CPU_DEVICES": "4",
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-    }
-    logs = [(tmp_path / f"{index}.log").open("w+") for index in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, address, str(tmp_path / "seen.npz"), str(index)],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        for index, log in enumerate(logs)
-    ]
-    try:
-        for process, log in zip(processes, logs, strict=True):
-            assert process.wait(timeout=240) == 0, log.seek(0) or log.read()
-    finally:
-        for process, log in zip(processes, logs, strict=True):
-            process.kill()
-            process.wait()
-            log.close()
-    seen = np.load(tmp_path / "seen.npz")
-    expected = _flat(_seen_by_processes())
-    assert set(seen) == set(expected)
-    _assert_equal_to_rounding(seen, expected)
+    seen, expected = meshes.seen_by_two_processes(__file__, tmp_path), _seen_by_processes()
+    _assert_equal_to_rounding(seen, meshes.flat(expected))
 
 
-def _flat(tree):
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def _be_one_of_two_processes(address, path, index):
-    jax.distributed.initialize(address, num_processes=2, process_id=int(index))
-    assert (jax.local_device_count(), jax.device_count()) == (4, 8)
-    for values in _probe_together():
-        values = multihost_utils.process_allgather(values)
-        np.testing.assert_array_equal(values[0], values[1])
-    seen = multihost_utils.process_allgather(_seen_by_processes(), tiled=True)
-    if index == "0":
-        np.savez(path, **_flat(seen))
+def _be_one_of_two_processes(*arguments):
+    with meshes.one_of_two_processes(*arguments) as write:
+        for values in _probe_together():
+            values = multihost_utils.process_allgather(values)
+            np.testing.assert_array_equal(values[0], values[1])
+        write(_seen_by_processes())
 
 
 if __name__ == "__main__":
