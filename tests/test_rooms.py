@@ -27,7 +27,7 @@ transforms: source weighing diagnostics refreshable trees
 spectral/transforms: spectral/cascade spectral/matrices spectral/routing spectral/state
   spectral/building trees typing
 spectral/warm_start: spectral/state
-spectral/state: spectral/routing
+spectral/state: spectral/routing trees
 spectral/matrices: spectral/products spectral/whole spectral/cascade trees
 spectral/products: spectral/cascade spectral/polynomials
 spectral/whole:
@@ -55,7 +55,7 @@ probing: surrogate qnodes devices circuit fourier provenance checks
 surrogate: fourier half_turns saving provenance trees
 nn/_transformer: nn/_attention
 nn/_attention: harmonics devices circuit checks
-harmonics: half_turns xla
+harmonics: half_turns trees xla
 qnodes: devices host circuit
 devices: callbacks host circuit
 callbacks: host circuit

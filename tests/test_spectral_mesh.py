@@ -8,6 +8,7 @@ As a script, this file is one of the two processes.
 
 import functools
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +140,35 @@ def test_left_to_xla_matrices_would_travel_in_each_product(monkeypatch):
     cascade = qsgd.spectral_cascade("muon", stages=7)  # of which JAX has traced nothing
     kinds, _ = _elements("fully sharded", _optimizer(cascade))
     assert "all-reduce" in kinds
+
+
+def _mapped(spec, matrix, **options):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    optimizer: Any = qsgd.scale_by_spectral_superposition(
+        routing=qsgd.SpectralRouting(stacked_axes=matrix.ndim - 2)
+    )
+
+    def update(matrix):
+        return optimizer.update(matrix, optimizer.init(matrix))[0]
+
+    found = jax.shard_map(update, mesh=mesh, in_specs=spec, out_specs=spec, **options)(matrix)
+    return found, update
+
+
+def test_a_shard_of_shard_map_is_not_taken_for_a_matrix():
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(16, 16)), jnp.float32)
+    with pytest.raises(ValueError, match="is another on each device along data"):
+        _mapped(P("data"), matrix)
+    found, update = _mapped(P(), matrix)
+    np.testing.assert_allclose(found, update(matrix), rtol=1e-5, atol=1e-6)
+    found, update = _mapped(P("data"), matrix, check_vma=False)  # a model on each device
+    np.testing.assert_allclose(found[2:4], update(matrix[2:4]), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_of_a_stack_may_be_shards_of_shard_map():
+    stack = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4, 6)), jnp.float32)
+    found, update = _mapped(P("data"), stack)
+    np.testing.assert_allclose(found, update(stack), rtol=1e-5, atol=1e-6)
 
 
 if __name__ == "__main__":

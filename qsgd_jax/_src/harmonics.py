@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from qsgd_jax._src.half_turns import cospi, half_turns, sinpi
+from qsgd_jax._src.trees import varying_axes
 from qsgd_jax._src.xla import in_one_loop, sum_to
 
 Coefficients = Float[Array, "2 frequencies *#shape"]
@@ -182,16 +183,11 @@ def add_where(
 
 def _varying_as(array: Array, other: Array) -> Array:
     """Within `jax.shard_map`: an array that all shards share, as one that each has of its own."""
-    axes = tuple(_varying_axes(other) - _varying_axes(array))
+    axes = tuple(varying_axes(other) - varying_axes(array))
     lax: Any = jax.lax  # pcast since jax 0.8, pvary before
     if not axes:
         return array
     return lax.pcast(array, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(array, axes)
-
-
-def _varying_axes(array: Array) -> Any:
-    kind: Any = jax.typeof(array)
-    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
 
 
 def _forward(

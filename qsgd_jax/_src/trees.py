@@ -171,3 +171,9 @@ def _check_state(state: PyTree, init: Any, params: PyTree, updates: PyTree) -> N
                 f"state has {has} at {path!r}, where that of this optimizer and these params has "
                 f"{should}: was it made by another?"
             )
+
+
+def varying_axes(array: Any) -> frozenset[str]:
+    """The axes of `jax.shard_map` along which each device has an array of its own."""
+    kind: Any = jax.typeof(array)  # of jax 0.7.1, or since 0.10
+    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying

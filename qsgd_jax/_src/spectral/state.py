@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Int32
 
 from qsgd_jax._src.spectral.routing import SPECTRAL, Route
+from qsgd_jax._src.trees import varying_axes
 
 
 class ScaleBySpectralSuperpositionState(NamedTuple):
@@ -59,6 +60,14 @@ def check_leaf(place: str, gradient: Any, momentum: Any, route: Route, product_d
         )
     if jnp.iscomplexobj(gradient) and not jnp.iscomplexobj(momentum):
         raise ValueError(f"gradient at {place!r} is complex, its momentum is not.")
+    whole = route.numbers is not None and len(momentum.shape) == sum(map(len, route.numbers))
+    if whole and (axes := varying_axes(momentum)):
+        raise ValueError(
+            f"the matrix at {place!r} is another on each device along {', '.join(sorted(axes))}, "
+            "axes of jax.shard_map: its shards would be taken for matrices. Gather it before "
+            "(jax.lax.all_gather), or update outside; if each device has a model of its own, "
+            "allowed is jax.shard_map(…, check_vma=False)."
+        )
     if product_dtype is not None and jnp.iscomplexobj(momentum):
         raise ValueError(
             f"product_dtype={jnp.dtype(product_dtype).name}: the matrix at {place!r} is complex; "

@@ -38,8 +38,7 @@ def on_whole_matrices(function: Callable[[Stack], Stack]) -> Callable[[Stack], S
     partitioned.def_partition(
         partition,
         infer_sharding_from_operands=lambda mesh, arguments, result: own(arguments[0]),
-        sharding_rule="b i j -> b i j",
-        need_replication_factors=("i", "j"),
+        sharding_rule="b i j -> b m n",  # only how the first axis is cut is told to neighbours
     )
     batched = jax.custom_batching.custom_vmap(partitioned)
 
