@@ -28,7 +28,7 @@ COLLECTIVES = (
 def collectives(optimizer, params):
     """How often the compiled update has each `(collective, number of elements)`."""
     program = jax.jit(optimizer.update).lower(params, optimizer.init(params), params)
-    text = program.compile(compiler_options=QUICK).as_text()
+    text = program.compile(compiler_options=QUICK).as_text() or ""
     found = collections.Counter()
     for shapes, kind in re.findall(rf"= (.*) ({COLLECTIVES})(?:-start)?\(", text):
         for dimensions in re.findall(r"\w+\[([\d,]*)\]", shapes):

@@ -64,7 +64,7 @@ def on_matrix(
         known = product_dtype is None and not cascade.traced
         form = shorter_form(x.shape) if known else "products"
     for run in _runs(stages, x.dtype) if form == "gram" else [[stage] for stage in stages]:
-        x = _on_gram(run, x, product) if len(run) > 1 else _stage(*run[0], x, product)
+        x = _on_gram(run, x, product) if len(run) > 1 else _on_product(run[0], x, product)
     return x
 
 
@@ -112,7 +112,8 @@ def _product(a: Array, b: Array, dtype: Any) -> Array:
     return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=a.dtype)
 
 
-def _stage(odd: Any, i: Any, o: Any, x: Array, product: Product) -> Array:
+def _on_product(stage: Any, x: Array, product: Product) -> Array:
+    odd, i, o = stage
     y = x / i
     if len(odd) == 1:
         return _numbers(odd * o, y)[0] * y
@@ -120,13 +121,12 @@ def _stage(odd: Any, i: Any, o: Any, x: Array, product: Product) -> Array:
 
 
 def _on_gram(stages: Sequence[Any], x: Array, product: Product) -> Array:
-    gram, total = product(x, x.conj().T), None
-    for place, (odd, i, o) in enumerate(stages):
-        factor = _factor(odd * (o / i), gram / i**2, product)
-        total = factor if total is None else product(factor, total)
-        if place + 1 < len(stages):
-            gram = product(factor, product(gram, factor))
-    return product(total, x)
+    gram, factors = product(x, x.conj().T), []
+    for odd, i, o in stages:
+        if factors:
+            gram = product(factors[-1], product(gram, factors[-1]))
+        factors.append(_factor(odd * (o / i), gram / i**2, product))
+    return product(functools.reduce(lambda total, factor: product(factor, total), factors), x)
 
 
 def _numbers(coefficients: Any, y: Array) -> list[Any]:

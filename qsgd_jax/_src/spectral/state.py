@@ -1,6 +1,6 @@
 """What spectral superposition keeps between steps, and whether a step fits it."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,8 @@ def check_leaf(place: str, gradient: Any, momentum: Any, route: Route, product_d
         )
     if jnp.iscomplexobj(gradient) and not jnp.iscomplexobj(momentum):
         raise ValueError(f"gradient at {place!r} is complex, its momentum is not.")
-    whole = route.numbers is not None and len(momentum.shape) == sum(map(len, route.numbers))
+    rows, columns = cast(Any, route.numbers)
+    whole = momentum.ndim == len(rows) + len(columns)
     if whole and (axes := varying_axes(momentum)):
         raise ValueError(
             f"the matrix at {place!r} is another on each device along {', '.join(sorted(axes))}, "
