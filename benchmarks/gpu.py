@@ -107,7 +107,7 @@ _FULL: dict[str, Any] = {
 _SMALL: dict[str, Any] = {
     "tests": ["-n", "2", "-k", "keeps_relative or fifty_steps or denormal_grad or phi_begins"],
     "steps": "--millions 1 --rounds 6 --repeats 1",
-    "spectral": "--trees 64 --whole --rounds 6",
+    "spectral": "--trees 64 --rounds 6",
     "attention": "--lengths 16 --rounds 6 --circuits-length 4 --circuits-rounds 6",
     "training": [
         (
