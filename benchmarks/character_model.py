@@ -23,7 +23,7 @@ from benchmarks.arguments import positive
 from benchmarks.arm import Arm, Build
 from benchmarks.arms import superposed
 from benchmarks.character_report import tables
-from benchmarks.characters import Run, Text
+from benchmarks.characters import TEXT, Run, Text
 from benchmarks.curves import plot_curves
 from benchmarks.devices import DEVICES, open_device
 
@@ -68,7 +68,6 @@ figures:
   ±                     half of the 95 % t interval of a mean over seeds
 """
 
-TEXT = Path(__file__).parent / "data" / "shakespeare.txt"
 RATES = (2e-3, 4e-3, 8e-3, 1.13e-2, 1.6e-2, 2.26e-2, 3.2e-2, 4.5e-2)  # the sweep's
 SHOWN_FROM = 0.1  # part of the steps; before it the loss falls so far that the rest would be flat
 SHOWN = ("adamw", "paper", "spectral")

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from benchmarks.arm import Arm
 
+TEXT = Path(__file__).parent / "data" / "shakespeare.txt"
 CONTEXT = 64  # characters
 BATCH_SIZE = 32
 WARM_UP = 0.05  # part of the steps

@@ -34,6 +34,8 @@ Run, each in a process of its own and in this order:
   tests      the package's tests of what is computed on the accelerator; what fails is run again
              with every matrix product in full float32 (a GPU's default, TF32, has 10 bits)
   steps      step_time: one step of the optimizer beside one of optax.adamw
+  spectral   spectral_time: one step of the spectral form beside optax.contrib.muon, and whole
+             training steps of a small transformer beside AdamW's
   attention  attention_time: quantum attention beside Flax's own
   training   llm_cost: whole training steps of Llama-architecture models, and their memory
 
@@ -74,24 +76,47 @@ STEPS = {
     "everywhere, depth 2, update": 1.3,
 }
 ATTENTION = {"512": 1.1}
-TRAINING = ("AdamW", "AdamW again", "everywhere")
+# The most that the spectral form's step should be of one of optax's Muon, and a whole training step
+# with it of one with AdamW.
+SPECTRAL = {"five quintics": 0.4}
+WHOLE = {"five quintics": 1.05, "three stages": 1.05}
+TRAINING = {"spectral": 1.05}
 # Not what needs several devices, or looks at what XLA:CPU makes of a program.
 ON_ONE_GPU = "not mesh and not shard_map and not no_tensor_is_larger"
 # Options of each part.
 _FULL: dict[str, Any] = {
     "tests": ["-n", "12", "-k", ON_ONE_GPU],
     "steps": "--millions 10 100 1000 --rounds 40 --repeats 1",
+    "spectral": "--trees 256 transformer --whole --rounds 20",
     "attention": "--lengths 512 128 --rounds 30 --circuits-rounds 6",
     "training": [
-        ("smollm2-135m", 2, "--context 1024 --batch-size 8 --rounds 20"),
-        ("llama-3.2-1b", 2, "--context 2048 --batch-size 2 --rounds 10"),
+        (
+            "smollm2-135m",
+            2,
+            "--context 1024 --batch-size 8 --rounds 20",
+            ("AdamW", "AdamW again", "everywhere", "muon", "spectral"),
+        ),
+        (
+            "llama-3.2-1b",
+            2,
+            "--context 2048 --batch-size 2 --rounds 10",
+            ("AdamW", "AdamW again", "everywhere"),
+        ),
     ],
 }
 _SMALL: dict[str, Any] = {
     "tests": ["-n", "2", "-k", "keeps_relative or fifty_steps or denormal_grad or phi_begins"],
     "steps": "--millions 1 --rounds 6 --repeats 1",
+    "spectral": "--trees 64 --rounds 6",
     "attention": "--lengths 16 --rounds 6 --circuits-length 4 --circuits-rounds 6",
-    "training": [("tiny", 3, "--context 64 --batch-size 2 --rounds 6")],
+    "training": [
+        (
+            "tiny",
+            3,
+            "--context 64 --batch-size 2 --rounds 6",
+            ("AdamW", "AdamW again", "everywhere", "muon", "spectral"),
+        )
+    ],
 }
 
 
@@ -148,18 +173,19 @@ def parts(output: Path, cache: Path, small: bool) -> list[Part]:
         Part("tests", 3, tests, _tests, None, together),
         Part("tests in full float32", 1, again, _tests, None, full_float32, after_failure=True),
         _script("steps", 3, "step_time", [*sizes["steps"].split(), *steps], output, _steps),
+        _script("spectral", 4, "spectral_time", sizes["spectral"].split(), output, _spectral),
         _script("attention", 2, "attention_time", sizes["attention"].split(), output, _attention),
         *(
             _script(
                 f"training {model}",
                 share,
                 "llm_cost",
-                ["--model", model, *options.split(), "--optimizers", *TRAINING],
+                ["--model", model, *options.split(), "--optimizers", *names],
                 output / model,
                 partial(_training, model),
                 JAX_COMPILATION_CACHE_DIR=str(cache / "compiled"),  # AdamW's is compiled once
             )
-            for model, share, options in sizes["training"]
+            for model, share, options, names in sizes["training"]
         ),
     ]
 
@@ -201,6 +227,17 @@ def _steps(content: Any) -> list[Figure]:
     ]
 
 
+def _spectral(content: Any) -> list[Figure]:
+    steps = [(name, found["optimizers"], SPECTRAL) for name, found in content["trees"].items()]
+    steps += [(f"training, {width} wide", x, WHOLE) for width, x in content["whole"].items()]
+    return [
+        _ratio(f"{step}: {name}", row, most.get(name))
+        for step, rows, most in steps
+        for place, (name, row) in enumerate(rows.items())
+        if place and "ratio" in row  # the first is what the others are compared with
+    ]
+
+
 def _attention(content: Any) -> list[Figure]:
     return [
         _ratio(f"length {length}: {part[:-1]}, {name}", row, most if name != "flax again" else None)
@@ -218,7 +255,7 @@ def _training(model: str, content: Any) -> list[Figure]:
         figures.append(Figure(f"{name}, peak memory in GiB", row["peak_gib"]))
         if "step" in row:
             figures.append(Figure(f"{name}, milliseconds", row["step"]["milliseconds"]))
-            figures.append(_ratio(f"{name}, ratio to AdamW", row["step"]))
+            figures.append(_ratio(f"{name}, ratio to AdamW", row["step"], TRAINING.get(name)))
     return figures
 
 

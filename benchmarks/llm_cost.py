@@ -31,6 +31,7 @@ from benchmarks.llm.gsm8k import Batch
 from benchmarks.llm.llama import PRESETS, Llama
 from benchmarks.llm.memory import abstract_training, compiled_memory, compiled_step
 from benchmarks.llm.training import Layout, Precision, new_state
+from benchmarks.spectral_time import optax_muon
 from benchmarks.step_time import ratios
 
 DESCRIPTION = """\
@@ -44,12 +45,23 @@ a random order, AdamW's twice as the control. The tables show medians over round
 to AdamW within the round, with a 95 % interval (order statistics). An optimizer's share is its own
 update, compiled and timed alone, over the whole step. One device only.
 
+"muon" is optax.contrib.muon, and "spectral" qsgd_jax.superpositional_muon, on the same matrices;
+the others between them and AdamW are of qsgd_jax.superpositional_adamw.
+
 On CPU, XLA computes bfloat16 and float16 in float32; what it plans for activations there is more
 than on a GPU.
 """
 
 CLIP = optax.clip_by_global_norm(1.0)
-OPTIMIZERS = ("AdamW", "AdamW again", "leading", "everywhere", "everywhere, update")
+OPTIMIZERS = (
+    "AdamW",
+    "AdamW again",
+    "leading",
+    "everywhere",
+    "everywhere, update",
+    "muon",
+    "spectral",
+)
 
 
 def optimizers() -> dict[str, optax.GradientTransformation]:
@@ -61,6 +73,8 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         superpositional(weigh="gradient"),
         superpositional(weigh="gradient", coverage="everywhere"),
         superpositional(weigh="update", coverage="everywhere"),
+        optax_muon(2e-5, weight_decay=0.01),
+        qsgd.superpositional_muon(2e-5, weight_decay=0.01, adam_weight_decay=0.01),
     )
     return dict(zip(OPTIMIZERS, found, strict=True))
 

@@ -33,6 +33,7 @@ from benchmarks import (
     device_matrix,
     landscapes,
     reporting,
+    spectral_time,
     step_time,
     text_classification,
     training,
@@ -321,6 +322,71 @@ def test_step_time_reports_ratios_of_every_optimizer(tmp_path, monkeypatch):
     assert 0 < entangled["memory_optimized"] <= 1.01 * leaf < entangled["default"]
     assert 0 < held["leading"]["state"] - held["adamw"]["state"] < 64 * 1024
     assert report["probe_seconds"] > 0 and set(report["compile_seconds"]) == set(small)
+
+
+@pytest.mark.slow
+def test_spectral_time_compares_with_optaxs_muon_and_whole_steps_with_adamws(tmp_path, monkeypatch):
+    monkeypatch.setattr(spectral_time, "tree", lambda name: spectral_time.layers(2, 8, embedding=9))
+    monkeypatch.setattr(spectral_time, "LAYERS_TO_COMPILE", (1, 2))
+    monkeypatch.setattr(spectral_time, "WHOLE", {8: 6})
+    spectral_time.rate.cache_clear()
+    spectral_time.main(
+        ["--trees", "64", "llama", "--rounds", "6", "--whole", "--output", str(tmp_path)]
+    )
+    report = json.loads((tmp_path / "spectral_time.json").read_text())
+    found, abstract = (report["trees"][name]["optimizers"] for name in ("64", "llama"))
+    assert list(found) == list(abstract) == list(spectral_time.optimizers())
+    *others, rounded = found.values()
+    timed = dict(zip(found, others, strict=False))
+    assert 1e-4 < rounded["error"] < 0.1 and "ratio" not in rounded
+    assert timed["optax.contrib.muon"]["ratio"] == 1 == report["whole"]["8"]["adamw"]["ratio"]
+    for row in timed.values():
+        assert row["rounds"] == 6 and row["milliseconds"] > 0 and row["compile_seconds"] > 0
+    assert timed["adamw"]["floor_milliseconds"] == 0 < timed["five quintics"]["floor_milliseconds"]
+    states = [row["state_bytes"] for row in timed.values()]
+    assert states[1] == states[2] > states[3] == states[4] and abs(states[0] - states[3]) < 64
+    assert not any("ratio" in row for row in abstract.values())
+    one, two = ([row["products"] for row in rows.values()] for rows in report["compiling"].values())
+    assert two[0] == 2 * one[0] > one[3] and two[1:] == one[1:]  # but optax's do not grow
+    step, shapes, compiling, whole = spectral_time.tables(report)
+    assert len(step.columns) == len(step.rows[0]) == len(step.rows[-1]) == 9
+    assert len(whole.columns) == len(whole.rows[0]) == len(shapes.columns) == 8
+    assert len(compiling.columns) == len(compiling.rows[0]) == 5
+    assert step.rows[-1][1] == "" and step.rows[-1][-1] != ""
+
+
+def test_the_floor_counts_the_operations_of_each_matrix_product():
+    params = spectral_time.layers(4, 8)  # 16 matrices of m × m, 8 of m × 4 m
+    m3 = 2 * 8**3
+    counted = {
+        name: spectral_time.operations(optimizer, params).get("float32", 0) / m3
+        for name, optimizer in spectral_time.optimizers().items()
+    }
+    # X Xᵀ, its square, and a factor times X, in each of five stages
+    assert counted["optax.contrib.muon"] == 5 * (16 * (1 + 1 + 1) + 8 * (4 + 1 + 4))
+    # of long ones, in two runs, X Xᵀ and a product with X once a run, on squares all else: a square
+    # a stage, and between stages a product of factors and two of the Gram matrix
+    assert counted["five quintics"] == 5 * 16 * 3 + 8 * (2 * (4 + 4) + 5 + 3 * 3)
+    assert counted["adamw"] == 0
+
+
+def test_optaxs_muon_has_the_matrices_and_axes_of_the_spectral_form():
+    shapes = {"embedding": (9, 8), "head": (8, 9), "bias": (8,), "up": (8, 32)}
+    shapes |= {"query": (8, 2, 4), "out": (2, 4, 8)}
+    params = spectral_time.drawn(
+        {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    )
+    axes = spectral_time.matrix_axes(params)
+    assert {name: each for name, each in axes.items() if each is not None} == {
+        "up": ((0,), (1,)),
+        "query": ((0,), (1, 2)),
+        "out": ((0, 1), (2,)),
+    }
+    muon = spectral_time.optax_muon(1e-3)
+    updates, _ = jax.jit(muon.update)(params, muon.init(params), params)
+    for name, shape in (("query", (8, 8)), ("out", (8, 8)), ("up", (8, 32))):
+        sigma = np.linalg.svd(np.reshape(updates[name], shape), compute_uv=False)
+        assert sigma.min() > 0.2 * sigma.max()
 
 
 def test_text_classification_refuses_a_device_before_it_trains(tmp_path, capsys, monkeypatch):

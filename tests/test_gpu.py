@@ -109,6 +109,7 @@ def test_each_script_takes_its_options(tmp_path, small):
             module.main([*each.command[2:], "--help"])
     assert {each.result.name for each in scripts} == {  # pyright: ignore[reportOptionalMemberAccess]
         "step_time.json",
+        "spectral_time.json",
         "attention_time.json",
         "llm_cost.json",
     }

@@ -144,12 +144,19 @@ def abstract_training(
         is_leaf=lambda node: isinstance(node, nnx.Variable),
     )
     state = jax.eval_shape(lambda params: new_state(params, optimizer, precision), params)
+
+    def like(leaf: Any, parameter: Any) -> Any:
+        if isinstance(leaf, optax.MaskedNode):  # another transformation has the parameter's
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=parameter.sharding)
+
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda leaf, like: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding),
+        like,
         state.opt_state,
         params,
         transform_non_params=placed,
+        is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
     )
     scale = jax.tree.map(placed, state.loss_scale)
     sharding = layout.sharding((None, "data", None))
