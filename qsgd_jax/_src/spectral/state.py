@@ -20,6 +20,7 @@ class ScaleBySpectralSuperpositionState(NamedTuple):
 
     count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: optax.Updates
+    nu: Any = None
 
 
 def is_state(x: Any) -> bool:

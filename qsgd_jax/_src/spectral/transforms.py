@@ -25,6 +25,7 @@ from qsgd_jax._src.spectral.routing import (
     routes,
     say_unknown,
 )
+from qsgd_jax._src.spectral.second_moment import evened
 from qsgd_jax._src.spectral.state import (
     ScaleBySpectralSuperpositionState,
     check_leaf,
@@ -45,6 +46,8 @@ def scale_by_spectral_superposition(
     mu_dtype: Any | None = None,
     routing: SpectralRouting | None = None,
     product_dtype: Any | None = None,
+    second_moment: str | None = None,
+    second_moment_decay: float = 0.95,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replace each matrix of updates by what circuits make of its momentum's singular values.
 
@@ -102,7 +105,25 @@ def scale_by_spectral_superposition(
             params,
             is_leaf=is_route,
         )
-        return ScaleBySpectralSuperpositionState(jnp.zeros((), jnp.int32), mu)
+        nu = jax.tree.map(
+            lambda route, m: (
+                jnp.zeros(
+                    [
+                        1 if second_moment == "row" and axis in route.numbers[0] else n
+                        for axis, n in enumerate(m.shape)
+                    ],
+                    jnp.float32,
+                )
+                if route.label == SPECTRAL
+                else m
+            ),
+            routes(params, routing),
+            mu,
+            is_leaf=is_route,
+        )
+        return ScaleBySpectralSuperpositionState(
+            jnp.zeros((), jnp.int32), mu, nu if second_moment else None
+        )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         del extra_args
@@ -137,13 +158,22 @@ def scale_by_spectral_superposition(
                 product_dtype,
             )
         )
+        nu = state.nu
+        if second_moment:
+            nus, structure = jax.tree.flatten(state.nu)
+            pairs = [
+                evened(second_moment, second_moment_decay, o, v, x.axes)
+                for o, v, x in zip(steps, nus, matrices, strict=True)
+            ]
+            steps = (o for o, _ in pairs)
+            nu = structure.unflatten([v for _, v in pairs])
         updates = jax.tree.map(
             lambda x: x.update if x.hat is None else next(steps).astype(x.update),
             leaves,
             is_leaf=_is_leaf,
         )
         mu = jax.tree.map(operator.attrgetter("momentum"), leaves, is_leaf=_is_leaf)
-        return updates, ScaleBySpectralSuperpositionState(count, mu)
+        return updates, ScaleBySpectralSuperpositionState(count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -160,6 +190,8 @@ def superpositional_muon(
     update_rms: jax.typing.ArrayLike = 0.2,
     routing: SpectralRouting | None = None,
     product_dtype: Any | None = None,
+    second_moment: str | None = None,
+    second_moment_decay: float = 0.95,
     adam_b1: jax.typing.ArrayLike = 0.9,
     adam_b2: jax.typing.ArrayLike = 0.99,
     adam_eps: jax.typing.ArrayLike = 1e-8,
@@ -222,6 +254,8 @@ def superpositional_muon(
         scale_by_spectral_superposition,
         *(cascade, beta, nesterov, update_rms, mu_dtype),
         product_dtype=product_dtype,
+        second_moment=second_moment,
+        second_moment_decay=second_moment_decay,
     )
     of_matrices()  # checks its arguments
     rest = optax.adamw(
