@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -28,6 +30,7 @@ from experiments.engine.results import Job, Result, Results, read_results, write
 from experiments.engine.runner import Bench, run_jobs
 from experiments.engine.statistics import bootstrap, curves_of, sign_flip_p
 from experiments.spectral.__main__ import PACKED, TASKS, open_workload
+from qsgd_jax._src.spectral.routing import ADAMW, SPECTRAL, is_route, routes
 
 DECAYS = (0.9, 0.95, 0.99)
 FACTORS = (0.7, 1.0, 1.4)
@@ -42,17 +45,55 @@ BEST: dict[str, Hyper] = {
 LABELS = {"none": "none", "entry": "of each entry", "row": "of each output"}
 
 
+def evened(form: str, decay: Any) -> optax.GradientTransformation:
+    """Divide updates of matrices by the root of v, and give them their sizes again.
+
+    Args:
+      form: `"entry"` or `"row"`.
+      decay: β₂.
+    """
+
+    def init(params: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        inputs = jax.tree.map(lambda route: route.numbers[0], routes(params), is_leaf=is_route)
+
+        def mean(o: Any, v: Any, axes: tuple[int, ...]) -> Any:
+            squares = o**2
+            if form == "row":
+                squares = jnp.mean(squares, axis=axes, keepdims=True)
+            return decay * v + (1 - decay) * squares
+
+        def quotient(o: Any, v: Any) -> Any:
+            x = o / jnp.sqrt(v + 1e-16)
+            return x * jnp.sqrt(jnp.mean(o**2) / jnp.mean(x**2))
+
+        state = jax.tree.map(mean, updates, state, inputs)
+        return jax.tree.map(quotient, updates, state), state
+
+    return optax.GradientTransformation(init, update)
+
+
 def _build(form: str) -> Callable[..., optax.GradientTransformation]:
+    """As `superpositional_muon`, with either form after the cascade."""
+
     def build(hyper: Mapping[str, Any], schedule: Any) -> optax.GradientTransformation:
-        moment = {"second_moment": form, "second_moment_decay": hyper["decay"]}
-        return qsgd.superpositional_muon(
-            schedule,
-            weight_decay=hyper["weight_decay"],
-            adam_weight_decay=hyper["weight_decay"],
-            **({} if form == "none" else moment),
+        decay = hyper["weight_decay"]
+        matrices = optax.chain(
+            qsgd.scale_by_spectral_superposition(),
+            optax.identity() if form == "none" else evened(form, hyper["decay"]),
+            optax.add_decayed_weights(decay),
+            optax.scale_by_learning_rate(schedule),
         )
+        rest = optax.adamw(schedule, b2=0.99, weight_decay=decay, nesterov=True)
+        return optax.partition({SPECTRAL: matrices, ADAMW: rest}, _labels)
 
     return build
+
+
+def _labels(params: Any) -> Any:
+    return jax.tree.map(lambda route: route.label, routes(params), is_leaf=is_route)
 
 
 CONTENDERS = {name: Contender(name, label, _build(name)) for name, label in LABELS.items()}

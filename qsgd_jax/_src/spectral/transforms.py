@@ -4,7 +4,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,12 @@ from qsgd_jax._src.spectral.routing import (
     routes,
     say_unknown,
 )
-from qsgd_jax._src.spectral.second_moment import evened
+from qsgd_jax._src.spectral.second_moment import (
+    check_fits,
+    check_second_moment,
+    evened,
+    zero_moment,
+)
 from qsgd_jax._src.spectral.state import (
     ScaleBySpectralSuperpositionState,
     check_leaf,
@@ -46,8 +51,7 @@ def scale_by_spectral_superposition(
     mu_dtype: Any | None = None,
     routing: SpectralRouting | None = None,
     product_dtype: Any | None = None,
-    second_moment: str | None = None,
-    second_moment_decay: float = 0.95,
+    second_moment: Literal["entry"] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replace each matrix of updates by what circuits make of its momentum's singular values.
 
@@ -73,6 +77,7 @@ def scale_by_spectral_superposition(
       product_dtype: what matrices are rounded to before they are multiplied, such as `jnp.bfloat16`
         on an accelerator, where that is faster; the update is then off by about a hundredth of its
         size. By default nothing is rounded.
+      second_moment: `"entry"` for steps divided by the root of a running mean of their squares.
 
     Returns:
       A transformation whose `update` needs no `params`.
@@ -97,6 +102,7 @@ def scale_by_spectral_superposition(
     _check_number("beta", beta, "in [0, 1)", lambda x: 0 <= x < 1)
     _check_number("update_rms", update_rms, "positive and finite", lambda x: 0 < x < math.inf)
     product_dtype = checked_product_dtype(product_dtype)
+    check_second_moment(second_moment)
 
     def init(params: optax.Params) -> Any:
         mu = jax.tree.map(
@@ -105,34 +111,18 @@ def scale_by_spectral_superposition(
             params,
             is_leaf=is_route,
         )
-        nu = jax.tree.map(
-            lambda route, m: (
-                jnp.zeros(
-                    [
-                        1 if second_moment == "row" and axis in route.numbers[0] else n
-                        for axis, n in enumerate(m.shape)
-                    ],
-                    jnp.float32,
-                )
-                if route.label == SPECTRAL
-                else m
-            ),
-            routes(params, routing),
-            mu,
-            is_leaf=is_route,
-        )
-        return ScaleBySpectralSuperpositionState(
-            jnp.zeros((), jnp.int32), mu, nu if second_moment else None
-        )
+        nu = None if second_moment is None else zero_moment(mu)
+        return ScaleBySpectralSuperpositionState(jnp.zeros((), jnp.int32), mu, nu)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         del extra_args
+        check_fits(second_moment, state.nu)
         count = cast(Array, optax.safe_increment(state.count))
         after = cast(Array, optax.safe_increment(count))
 
-        def of_leaf(path: Any, m: Any, g: Any, route: Any) -> _Leaf:
+        def of_leaf(path: Any, m: Any, g: Any, route: Any, v: Any = None) -> _Leaf:
             if g is None or isinstance(m, optax.MaskedNode):
-                return _Leaf(g, m)
+                return _Leaf(g, m, v)
             check_leaf(jax.tree_util.keystr(path), g, m, route, product_dtype)
             dtype = wider(m.dtype, jnp.result_type(g), jnp.float32)
             g_wide, m_wide = jnp.asarray(g, dtype), jnp.asarray(m, dtype)
@@ -140,39 +130,35 @@ def scale_by_spectral_superposition(
             now, ahead = (1 - b ** real(n, dtype) for n in (count, after))
             momentum = b * m_wide + rest * g_wide
             hat = b * momentum / ahead + rest * g_wide / now if nesterov else momentum / now
-            return _Leaf(jnp.result_type(g), momentum.astype(m.dtype), hat, route.numbers)
+            return _Leaf(jnp.result_type(g), momentum.astype(m.dtype), v, hat, route.numbers)
 
         # By the momenta, which are all matrices: gradients may be missing, embeddings masked.
         table = resolved(routing, updates if params is None else params)
         known = routes(state.mu, Matrices.of(table))
+        trees = (updates, known) if second_moment is None else (updates, known, state.nu)
         leaves = jax.tree_util.tree_map_with_path(
-            of_leaf, state.mu, updates, known, is_leaf=is_masked_or_none
+            of_leaf, state.mu, *trees, is_leaf=is_masked_or_none
         )
         matrices = [x for x in jax.tree.leaves(leaves, is_leaf=_is_leaf) if x.hat is not None]
-        steps = iter(
-            turned(
-                cascade,
-                [x.hat for x in matrices],
-                [x.axes for x in matrices],
-                update_rms,
-                product_dtype,
-            )
+        turned_ones = iter(
+            turned(cascade, [x.hat for x in matrices], [x.axes for x in matrices], product_dtype)
         )
-        nu = state.nu
-        if second_moment:
-            nus, structure = jax.tree.flatten(state.nu)
-            pairs = [
-                evened(second_moment, second_moment_decay, o, v, x.axes)
-                for o, v, x in zip(steps, nus, matrices, strict=True)
-            ]
-            steps = (o for o, _ in pairs)
-            nu = structure.unflatten([v for _, v in pairs])
-        updates = jax.tree.map(
-            lambda x: x.update if x.hat is None else next(steps).astype(x.update),
-            leaves,
-            is_leaf=_is_leaf,
+
+        def stepped(leaf: _Leaf) -> _Leaf:
+            if leaf.hat is None:
+                return leaf
+            step, second = next(turned_ones), leaf.second
+            if second is not None:
+                step, second = evened(step, second, leaf.axes)
+            step = real(update_rms, step.dtype) * step
+            return leaf._replace(update=step.astype(leaf.update), second=second)
+
+        leaves = jax.tree.map(stepped, leaves, is_leaf=_is_leaf)
+        updates, mu, nu = (
+            jax.tree.map(operator.attrgetter(name), leaves, is_leaf=_is_leaf)
+            for name in ("update", "momentum", "second")
         )
-        mu = jax.tree.map(operator.attrgetter("momentum"), leaves, is_leaf=_is_leaf)
+        nu = None if second_moment is None else nu
         return updates, ScaleBySpectralSuperpositionState(count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -190,8 +176,7 @@ def superpositional_muon(
     update_rms: jax.typing.ArrayLike = 0.2,
     routing: SpectralRouting | None = None,
     product_dtype: Any | None = None,
-    second_moment: str | None = None,
-    second_moment_decay: float = 0.95,
+    second_moment: Literal["entry"] | None = None,
     adam_b1: jax.typing.ArrayLike = 0.9,
     adam_b2: jax.typing.ArrayLike = 0.99,
     adam_eps: jax.typing.ArrayLike = 1e-8,
@@ -219,6 +204,7 @@ def superpositional_muon(
       update_rms: r, root mean square of each matrix's update.
       routing: which leaves are matrices; by default `SpectralRouting()`.
       product_dtype: as for `scale_by_spectral_superposition`.
+      second_moment: as for `scale_by_spectral_superposition`.
       adam_b1: decay rate of AdamW's first moment.
       adam_b2: decay rate of AdamW's second moment.
       adam_eps: ε of AdamW, outside the root.
@@ -255,7 +241,6 @@ def superpositional_muon(
         *(cascade, beta, nesterov, update_rms, mu_dtype),
         product_dtype=product_dtype,
         second_moment=second_moment,
-        second_moment_decay=second_moment_decay,
     )
     of_matrices()  # checks its arguments
     rest = optax.adamw(
@@ -301,10 +286,11 @@ def superpositional_muon(
 
 
 class _Leaf(NamedTuple):
-    """A leaf's update, or, of a matrix, that one's dtype; its new momentum; what is turned."""
+    """A leaf's update, or at first, of a matrix, its dtype; its moments; what is turned."""
 
     update: Any
     momentum: Any
+    second: Any = None
     hat: Any = None
     axes: Any = None
 
