@@ -72,8 +72,8 @@ def _by_numpy(name, r=0.2):
         u, sigma, v = np.linalg.svd(ahead / norm, full_matrices=False)
         turned = u * qsgd.spectral_cascade().evaluate(sigma)[:, None] @ v
         turned /= _rms(turned)
-        second = 0.95 * second + 0.05 * np.abs(turned) ** 2
-        quotient = turned / np.sqrt(second / (1 - 0.95**t))
+        second = 0.99 * second + 0.01 * np.abs(turned) ** 2
+        quotient = turned / np.sqrt(second / (1 - 0.99**t))
         steps.append((r * quotient / _rms(quotient)).reshape(shape))
     return steps
 

@@ -12,6 +12,7 @@ import qsgd_jax as qsgd
 from experiments.engine.plan import Plan
 from experiments.spectral import second_moment
 
+DECAY = 0.99  # the package's
 ROOT = Path(__file__).parents[2]
 STORED = ROOT / "experiments" / "results" / "second_moment"
 RECORD = ROOT / "experiments" / "records" / "second_moment.md"
@@ -84,6 +85,3 @@ def test_steps_are_those_of_the_package_or_of_the_equation(form):
         for name, value in expected.items():
             np.testing.assert_allclose(updates[name], value, rtol=1e-4, atol=1e-6)
         params = jax.tree.map(jnp.add, params, updates)
-
-
-DECAY = 0.95

@@ -62,7 +62,11 @@ def scale_by_spectral_superposition(
 
     with :math:`\hat M_t` the momentum after correction of its bias (and Nesterov's look ahead), f
     the cascade, and r the root mean square of the update. Each singular direction is weighed by
-    :math:`f(\sigma) / \sigma`: small ones are raised, large ones held.
+    :math:`f(\sigma) / \sigma`: small ones are raised, large ones held. With
+    `second_moment="entry"` each entry of that is divided by the root of its mean square:
+
+    .. math:: v_t = 0.99 \, v_{t-1} + 0.01 \, |u_t / r|^2, \qquad
+      u'_t = r \, \frac{u_t / \sqrt{v_t}}{\mathrm{rms}(u_t / \sqrt{v_t})}
 
     Leaves that are no matrices pass unchanged; `superpositional_muon` gives them to AdamW.
 
