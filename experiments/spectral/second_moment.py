@@ -48,6 +48,8 @@ LABELS = {"none": "none", "entry": "of each entry", "row": "of each output"}
 def evened(form: str, decay: Any) -> optax.GradientTransformation:
     """Divide updates of matrices by the root of v, and give them their sizes again.
 
+    The package has the form that was chosen; here are both, for the runs to be repeated.
+
     Args:
       form: `"entry"` or `"row"`.
       decay: β₂.

@@ -10,7 +10,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from qsgd_jax._src.trees import wider
 
-_DECAY = 0.99  # of 0.9, 0.95 and 0.99 the best: experiments/records/second_moment.md
+_DECAY = 0.99  # β₂, of 0.9, 0.95 and 0.99 the best
 # Beside entries about 1, for those that have always been 0 to be divided by it.
 _EPSILON = 1e-8
 
@@ -43,7 +43,9 @@ def evened(o: Array, second: Array, numbers: MuonDimensionNumbers) -> tuple[Arra
     .. math:: v \leftarrow \beta_2 v + (1 - \beta_2) |O|^2, \qquad O / \sqrt v
 
     and give each matrix the size that it had. That v begins at 0 makes it smaller by one factor
-    for all entries, which the size takes back: it is not corrected.
+    for all entries, which the size takes back: it is not corrected. This is AdaMuon's
+    (arXiv:2507.11005); a mean for each output, NorMuon's (arXiv:2510.05491), was no better than
+    none: experiments/records/second_moment.md.
 
     Args:
       o: O, the leaf.
