@@ -44,8 +44,8 @@ def evened(o: Array, second: Array, numbers: MuonDimensionNumbers) -> tuple[Arra
 
     and give each matrix the size that it had. That v begins at 0 makes it smaller by one factor
     for all entries, which the size takes back: it is not corrected. This is AdaMuon's
-    (arXiv:2507.11005); a mean for each output, NorMuon's (arXiv:2510.05491), was no better than
-    none: experiments/records/second_moment.md.
+    (arXiv:2507.11005); one mean for each output, NorMuon's (arXiv:2510.05491), was no better
+    than none where both were screened.
 
     Args:
       o: O, the leaf.
