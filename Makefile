@@ -20,8 +20,8 @@ QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emit
 # The tests of the package, as opposed to those of benchmarks.
 PACKAGE_TESTS := $(patsubst %,tests/test_%.py,answers attention blocks circuit compatibility \
   devices examples flax fourier half_turns harmonics leaves mesh numbers probing products \
-  quantum_transformer refreshable remote rooms routing spectral spectral_mesh spectral_wrappers \
-  stacked surrogate transforms value warm_start weighing wrappers) qsgd_jax
+  quantum_transformer refreshable remote rooms routing second_moment spectral spectral_mesh \
+  spectral_wrappers stacked surrogate transforms value warm_start weighing wrappers) qsgd_jax
 
 .PHONY: demo demo-paper evidence test test-slow test-experiments test-peers test-newest test-lowest test-catalyst wheel-test \
   test-gpu test-resume test-transformers gpu-wheels peer-step device-matrix pages clean

@@ -79,6 +79,7 @@ def _spectral_alone(
     )
 
 
+TWO_MU = Miss("There are two mu, as in optax.contrib.muon: AdamW's, too.", error="multiple val")
 VARIANTS = {
     "update": _update_form(),
     "update_everywhere": _update_form(qsgd.probe(ENTANGLED), "everywhere"),
@@ -113,9 +114,12 @@ VARIANTS = {
     "muon": Variant(
         functools.partial(qsgd.superpositional_muon, routing=STACKS),
         lambda: qsgd.scale_by_spectral_superposition(routing=STACKS),
-        _of_explicit_dtypes(
-            Miss("There are two mu, as in optax.contrib.muon: AdamW's, too.", error="multiple val")
-        ),
+        _of_explicit_dtypes(TWO_MU),
+    ),
+    "muon_second_moment": Variant(
+        functools.partial(qsgd.superpositional_muon, routing=STACKS, second_moment="entry"),
+        lambda: qsgd.scale_by_spectral_superposition(routing=STACKS, second_moment="entry"),
+        _of_explicit_dtypes(TWO_MU),
     ),
     "spectral": Variant(
         _spectral_alone,

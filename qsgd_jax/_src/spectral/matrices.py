@@ -41,20 +41,18 @@ def turned(
     cascade: SpectralCascade,
     momenta: Sequence[Array],
     axes: Sequence[MuonDimensionNumbers],
-    r: Any,
     product_dtype: Any | None = None,
 ) -> list[Array]:
-    """Of each matrix M = ‖M‖ U Σ Vᵀ of each leaf: r U f(Σ) Vᵀ, over its root mean square.
+    """Of each matrix M = ‖M‖ U Σ Vᵀ of each leaf: U f(Σ) Vᵀ, over its root mean square.
 
     Args:
       cascade: f.
       momenta: the leaves.
       axes: which axes of each are rows, and which columns; the others count matrices.
-      r: root mean square of each result.
       product_dtype: as for `on_matrix`.
     """
 
-    def act(momenta: Sequence[Array], r: Any, cascade: SpectralCascade) -> list[Array]:
+    def act(momenta: Sequence[Array], cascade: SpectralCascade) -> list[Array]:
         stacks = list(map(_as_stack, momenta, axes))
         places: dict[Any, list[int]] = {}
         for place, stack in enumerate(stacks):
@@ -68,7 +66,7 @@ def turned(
             ends = np.cumsum([len(stacks[i]) for i in together])[:-1]
             steps |= dict(zip(together, jnp.split(found, ends), strict=True))
         return [
-            real(r, m.dtype) * _as_leaf(steps[i], m, numbers)
+            _as_leaf(steps[i], m, numbers)
             for i, (m, numbers) in enumerate(zip(momenta, axes, strict=True))
         ]
 
@@ -77,7 +75,7 @@ def turned(
         # Every product would need a sharding; XLA knows better.
         act = cast(Any, jax.sharding.auto_axes(act, out_sharding=shardings))
     # What is traced outside must not be closed over there.
-    return act(momenta, r, cascade)
+    return act(momenta, cascade)
 
 
 def _as_stack(m: Array, numbers: MuonDimensionNumbers) -> Stack:

@@ -17,10 +17,13 @@ class ScaleBySpectralSuperpositionState(NamedTuple):
     Attributes:
       count: steps taken.
       mu: the momentum of each matrix; `optax.MaskedNode` in the places of other leaves.
+      nu: the running mean of the squares of each matrix's turned momentum, in its place; `None`
+        without `second_moment`.
     """
 
     count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: optax.Updates
+    nu: optax.Updates | None = None
 
 
 def is_state(x: Any) -> bool:

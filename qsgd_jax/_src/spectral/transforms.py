@@ -4,7 +4,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,12 @@ from qsgd_jax._src.spectral.routing import (
     resolved,
     routes,
     say_unknown,
+)
+from qsgd_jax._src.spectral.second_moment import (
+    check_fits,
+    check_second_moment,
+    evened,
+    zero_moment,
 )
 from qsgd_jax._src.spectral.state import (
     ScaleBySpectralSuperpositionState,
@@ -45,6 +51,7 @@ def scale_by_spectral_superposition(
     mu_dtype: Any | None = None,
     routing: SpectralRouting | None = None,
     product_dtype: Any | None = None,
+    second_moment: Literal["entry"] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replace each matrix of updates by what circuits make of its momentum's singular values.
 
@@ -55,7 +62,11 @@ def scale_by_spectral_superposition(
 
     with :math:`\hat M_t` the momentum after correction of its bias (and Nesterov's look ahead), f
     the cascade, and r the root mean square of the update. Each singular direction is weighed by
-    :math:`f(\sigma) / \sigma`: small ones are raised, large ones held.
+    :math:`f(\sigma) / \sigma`: small ones are raised, large ones held. With
+    `second_moment="entry"` each entry of that is divided by the root of its mean square:
+
+    .. math:: v_t = 0.99 \, v_{t-1} + 0.01 \, |u_t / r|^2, \qquad
+      u'_t = r \, \frac{u_t / \sqrt{v_t}}{\mathrm{rms}(u_t / \sqrt{v_t})}
 
     Leaves that are no matrices pass unchanged; `superpositional_muon` gives them to AdamW.
 
@@ -70,6 +81,9 @@ def scale_by_spectral_superposition(
       product_dtype: what matrices are rounded to before they are multiplied, such as `jnp.bfloat16`
         on an accelerator, where that is faster; the update is then off by about a hundredth of its
         size. By default nothing is rounded.
+      second_moment: `"entry"` for entries evened out as above, which takes a second buffer as large
+        as the momentum, of at least float32. On two small language models the test loss was 0.6 and
+        0.2 % lower by it, within the noise of five seeds.
 
     Returns:
       A transformation whose `update` needs no `params`.
@@ -88,12 +102,14 @@ def scale_by_spectral_superposition(
        [-0.    -0.028]]
 
     References:
-      Muon: Jordan et al., 2024; the size of the update: Liu et al., arXiv:2502.16982.
+      Muon: Jordan et al., 2024; the size of the update: Liu et al., arXiv:2502.16982; the second
+      moment: AdaMuon, Si et al., arXiv:2507.11005, without its sign before the singular values.
     """
     cascade, routing = _chosen(cascade), _checked_routing(routing)
     _check_number("beta", beta, "in [0, 1)", lambda x: 0 <= x < 1)
     _check_number("update_rms", update_rms, "positive and finite", lambda x: 0 < x < math.inf)
     product_dtype = checked_product_dtype(product_dtype)
+    check_second_moment(second_moment)
 
     def init(params: optax.Params) -> Any:
         mu = jax.tree.map(
@@ -102,16 +118,18 @@ def scale_by_spectral_superposition(
             params,
             is_leaf=is_route,
         )
-        return ScaleBySpectralSuperpositionState(jnp.zeros((), jnp.int32), mu)
+        nu = None if second_moment is None else zero_moment(mu)
+        return ScaleBySpectralSuperpositionState(jnp.zeros((), jnp.int32), mu, nu)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         del extra_args
+        check_fits(second_moment, state.nu)
         count = cast(Array, optax.safe_increment(state.count))
         after = cast(Array, optax.safe_increment(count))
 
-        def of_leaf(path: Any, m: Any, g: Any, route: Any) -> _Leaf:
+        def of_leaf(path: Any, m: Any, g: Any, route: Any, v: Any = None) -> _Leaf:
             if g is None or isinstance(m, optax.MaskedNode):
-                return _Leaf(g, m)
+                return _Leaf(g, m, v)
             check_leaf(jax.tree_util.keystr(path), g, m, route, product_dtype)
             dtype = wider(m.dtype, jnp.result_type(g), jnp.float32)
             g_wide, m_wide = jnp.asarray(g, dtype), jnp.asarray(m, dtype)
@@ -119,31 +137,36 @@ def scale_by_spectral_superposition(
             now, ahead = (1 - b ** real(n, dtype) for n in (count, after))
             momentum = b * m_wide + rest * g_wide
             hat = b * momentum / ahead + rest * g_wide / now if nesterov else momentum / now
-            return _Leaf(jnp.result_type(g), momentum.astype(m.dtype), hat, route.numbers)
+            return _Leaf(jnp.result_type(g), momentum.astype(m.dtype), v, hat, route.numbers)
 
         # By the momenta, which are all matrices: gradients may be missing, embeddings masked.
         table = resolved(routing, updates if params is None else params)
         known = routes(state.mu, Matrices.of(table))
+        trees = (updates, known) if second_moment is None else (updates, known, state.nu)
         leaves = jax.tree_util.tree_map_with_path(
-            of_leaf, state.mu, updates, known, is_leaf=is_masked_or_none
+            of_leaf, state.mu, *trees, is_leaf=is_masked_or_none
         )
         matrices = [x for x in jax.tree.leaves(leaves, is_leaf=_is_leaf) if x.hat is not None]
-        steps = iter(
-            turned(
-                cascade,
-                [x.hat for x in matrices],
-                [x.axes for x in matrices],
-                update_rms,
-                product_dtype,
-            )
+        turned_ones = iter(
+            turned(cascade, [x.hat for x in matrices], [x.axes for x in matrices], product_dtype)
         )
-        updates = jax.tree.map(
-            lambda x: x.update if x.hat is None else next(steps).astype(x.update),
-            leaves,
-            is_leaf=_is_leaf,
+
+        def stepped(leaf: _Leaf) -> _Leaf:
+            if leaf.hat is None:
+                return leaf
+            step, second = next(turned_ones), leaf.second
+            if second is not None:
+                step, second = evened(step, second, leaf.axes)
+            step = real(update_rms, step.dtype) * step
+            return leaf._replace(update=step.astype(leaf.update), second=second)
+
+        leaves = jax.tree.map(stepped, leaves, is_leaf=_is_leaf)
+        updates, mu, nu = (
+            jax.tree.map(operator.attrgetter(name), leaves, is_leaf=_is_leaf)
+            for name in ("update", "momentum", "second")
         )
-        mu = jax.tree.map(operator.attrgetter("momentum"), leaves, is_leaf=_is_leaf)
-        return updates, ScaleBySpectralSuperpositionState(count, mu)
+        nu = None if second_moment is None else nu
+        return updates, ScaleBySpectralSuperpositionState(count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -160,6 +183,7 @@ def superpositional_muon(
     update_rms: jax.typing.ArrayLike = 0.2,
     routing: SpectralRouting | None = None,
     product_dtype: Any | None = None,
+    second_moment: Literal["entry"] | None = None,
     adam_b1: jax.typing.ArrayLike = 0.9,
     adam_b2: jax.typing.ArrayLike = 0.99,
     adam_eps: jax.typing.ArrayLike = 1e-8,
@@ -187,6 +211,7 @@ def superpositional_muon(
       update_rms: r, root mean square of each matrix's update.
       routing: which leaves are matrices; by default `SpectralRouting()`.
       product_dtype: as for `scale_by_spectral_superposition`.
+      second_moment: as for `scale_by_spectral_superposition`.
       adam_b1: decay rate of AdamW's first moment.
       adam_b2: decay rate of AdamW's second moment.
       adam_eps: ε of AdamW, outside the root.
@@ -222,6 +247,7 @@ def superpositional_muon(
         scale_by_spectral_superposition,
         *(cascade, beta, nesterov, update_rms, mu_dtype),
         product_dtype=product_dtype,
+        second_moment=second_moment,
     )
     of_matrices()  # checks its arguments
     rest = optax.adamw(
@@ -267,10 +293,11 @@ def superpositional_muon(
 
 
 class _Leaf(NamedTuple):
-    """A leaf's update, or, of a matrix, that one's dtype; its new momentum; what is turned."""
+    """A leaf's update, or at first, of a matrix, its dtype; its moments; what is turned."""
 
     update: Any
     momentum: Any
+    second: Any = None
     hat: Any = None
     axes: Any = None
 

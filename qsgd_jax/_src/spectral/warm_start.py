@@ -26,7 +26,7 @@ def warm_start(
 
     so that, corrected of its bias, the momentum of a matrix is AdamW's first moment; for leaves
     that stay with AdamW so are both moments. Leaves are found by their paths. Schedules begin
-    anew: they belong to the new optimizer.
+    anew, and so does a `second_moment` of turned matrices: they belong to the new optimizer.
 
     Args:
       state: of the new optimizer, as its `init` makes it; it may be wrapped.
