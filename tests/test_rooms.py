@@ -24,13 +24,14 @@ ROOMS = {
 # Each file imports those after its colon, which all stand below it, and no others of the package.
 MAP = """
 transforms: source weighing diagnostics refreshable trees
-spectral/transforms: spectral/cascade spectral/matrices spectral/routing spectral/state
-  spectral/building trees typing
+spectral/transforms: spectral/cascade spectral/matrices spectral/second_moment spectral/routing
+  spectral/state spectral/building trees typing
 spectral/warm_start: spectral/state
 spectral/state: spectral/routing trees
 spectral/matrices: spectral/products spectral/whole spectral/cascade trees
 spectral/products: spectral/cascade spectral/polynomials
 spectral/whole:
+spectral/second_moment: trees
 source: weighing coverage sampling refreshable direct surrogate diagnostics probing circuit typing
 weighing: coverage sampling direct surrogate trees typing
 diagnostics: coverage trees typing
@@ -139,6 +140,7 @@ def test_data_flow_one_way():
                 "spectral/transforms",
                 "spectral/matrices",
                 "spectral/routing",
+                "spectral/second_moment",
                 "spectral/state",
                 "spectral/warm_start",
             },
