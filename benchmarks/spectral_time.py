@@ -115,11 +115,12 @@ def matrix_axes(params: PyTree) -> PyTree:
 
 def matrices(params: PyTree) -> list[Any]:
     """Return the leaves that are matrices."""
-    axes = jax.tree.leaves(matrix_axes(params), is_leaf=_is_axes_or_none)
+    axes = jax.tree.leaves(matrix_axes(params), is_leaf=is_axes_or_none)
     return [leaf for leaf, each in zip(jax.tree.leaves(params), axes, strict=True) if each]
 
 
-def _is_axes_or_none(x: Any) -> bool:
+def is_axes_or_none(x: Any) -> bool:
+    """Return whether it is what `matrix_axes` has for a leaf."""
     return x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
 
 

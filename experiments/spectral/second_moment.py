@@ -23,6 +23,7 @@ import optax
 
 import qsgd_jax as qsgd
 from benchmarks import reporting
+from benchmarks.spectral_time import is_axes_or_none, matrix_axes
 from experiments.engine import report
 from experiments.engine.contender import Contender, Hyper
 from experiments.engine.plan import FIRST_TUNING_SEED, Plan, best_trial, losses_of_trials
@@ -30,7 +31,6 @@ from experiments.engine.results import Job, Result, Results, read_results, write
 from experiments.engine.runner import Bench, run_jobs
 from experiments.engine.statistics import bootstrap, curves_of, sign_flip_p
 from experiments.spectral.__main__ import PACKED, TASKS, open_workload
-from qsgd_jax._src.spectral.routing import ADAMW, SPECTRAL, is_route, routes
 
 DECAYS = (0.9, 0.95, 0.99)
 FACTORS = (0.7, 1.0, 1.4)
@@ -59,7 +59,7 @@ def evened(form: str, decay: Any) -> optax.GradientTransformation:
         return jax.tree.map(jnp.zeros_like, params)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
-        inputs = jax.tree.map(lambda route: route.numbers[0], routes(params), is_leaf=is_route)
+        inputs = jax.tree.map(lambda axes: axes[0], matrix_axes(params), is_leaf=is_axes_or_none)
 
         def mean(o: Any, v: Any, axes: tuple[int, ...]) -> Any:
             squares = o**2
@@ -89,13 +89,13 @@ def _build(form: str) -> Callable[..., optax.GradientTransformation]:
             optax.scale_by_learning_rate(schedule),
         )
         rest = optax.adamw(schedule, b2=0.99, weight_decay=decay, nesterov=True)
-        return optax.partition({SPECTRAL: matrices, ADAMW: rest}, _labels)
+        return optax.partition({True: matrices, False: rest}, _are_matrices)
 
     return build
 
 
-def _labels(params: Any) -> Any:
-    return jax.tree.map(lambda route: route.label, routes(params), is_leaf=is_route)
+def _are_matrices(params: Any) -> Any:
+    return jax.tree.map(lambda axes: axes is not None, matrix_axes(params), is_leaf=is_axes_or_none)
 
 
 CONTENDERS = {name: Contender(name, label, _build(name)) for name, label in LABELS.items()}
