@@ -62,7 +62,8 @@ def _follow(command, monkeypatch):
         if words[0] == "python" and files:
             module, words = files[0].removesuffix(".py").replace("/", "."), ["", *words]
         if module and module.startswith("experiments"):  # its own tests know its arguments
-            assert (documents.ROOT / module.replace(".", "/")).exists(), command
+            place = documents.ROOT / module.replace(".", "/")
+            assert place.is_dir() or place.with_suffix(".py").is_file(), command
         elif module and module.startswith("benchmarks"):
             _parse(importlib.import_module(module).main, words[3:], monkeypatch)
 

@@ -6,6 +6,7 @@
 
 import functools
 import pickle
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -206,6 +207,17 @@ def test_wrappers_change_nothing(form, wrap):
 def _alone(learning_rate, second_moment):
     ours = qsgd.scale_by_spectral_superposition(second_moment=second_moment)
     return optax.chain(ours, optax.scale_by_learning_rate(learning_rate))
+
+
+@pytest.mark.parametrize("second_moment", [None, "entry"])
+def test_derivatives_at_tiny_gradients_are_finite(second_moment):
+    gradient = 1e-20 * jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
+    optimizer: Any = qsgd.scale_by_spectral_superposition(second_moment=second_moment)
+
+    def first(gradient):
+        return optimizer.update(gradient, optimizer.init(gradient))[0][0, 0]
+
+    assert np.isfinite(jax.grad(first)(gradient)).all()
 
 
 @pytest.mark.bits

@@ -74,10 +74,10 @@ def _loss(params, batch):
     return jnp.mean((x @ params["out"] + params["bias"] - y) ** 2)
 
 
-def _placed(params, layout):
+def _placed(params, layout, kind=AxisType.Auto):
     sizes, specs = ON_A_MESH[layout]
     names = ("data", "model")[: len(sizes)]
-    mesh = jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(sizes))
+    mesh = jax.make_mesh(sizes, names, axis_types=(kind,) * len(sizes))
     return {name: jax.device_put(x, NamedSharding(mesh, specs[name])) for name, x in params.items()}
 
 
@@ -116,9 +116,9 @@ def test_two_processes_train_as_one(tmp_path):
         np.testing.assert_allclose(seen[name], leaf, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def _elements(layout, optimizer=OPTIMIZER):
+def _elements(layout, optimizer=OPTIMIZER, kind=AxisType.Auto):
     """The kinds of collectives in the update, and how many elements all have."""
-    found = meshes.collectives(optimizer, _placed(_network()[0], layout))
+    found = meshes.collectives(optimizer, _placed(_network()[0], layout, kind))
     return {kind for kind, _ in found}, sum(size * n for (_, size), n in found.items())
 
 
@@ -127,10 +127,11 @@ def test_nothing_travels_where_each_matrix_is_whole(layout):
     assert _elements(layout) == (set(), 0)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("layout", ["fully sharded", "tensor parallel", "two axes"])
-def test_a_matrix_that_is_cut_travels_once(layout):
+def test_a_matrix_that_is_cut_travels_once(layout, kind):
     """Each way at most; of what is gathered each device keeps its slice."""
-    kinds, elements = _elements(layout)
+    kinds, elements = _elements(layout, kind=kind)
     assert kinds <= {"all-gather", "all-to-all", "collective-permute"}
     assert 0 < elements <= 2 * MATRICES
 
@@ -163,6 +164,31 @@ def test_a_shard_of_shard_map_is_not_taken_for_a_matrix():
     np.testing.assert_allclose(found, update(matrix), rtol=1e-5, atol=1e-6)
     found, update = _mapped(P("data"), matrix, check_vma=False)  # a model on each device
     np.testing.assert_allclose(found[2:4], update(matrix[2:4]), rtol=1e-5, atol=1e-6)
+
+
+def test_where_shard_map_leaves_an_axis_to_xla():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    stack = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 12)), jnp.float32)
+    placed = jax.device_put(stack, NamedSharding(mesh, P("data", None, "model")))
+    _, update = _mapped(P(), stack)
+    mapped = jax.shard_map(
+        update, mesh=mesh, in_specs=P("data"), out_specs=P("data"), axis_names={"data"}
+    )
+    np.testing.assert_allclose(jax.jit(mapped)(placed), update(stack), rtol=1e-5, atol=1e-6)
+
+
+def test_leaves_of_equal_shape_may_live_apart():
+    """On devices and meshes of their own, in a step that is not compiled."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)), jnp.float32)
+    optimizer: Any = qsgd.scale_by_spectral_superposition()
+    expected = optimizer.update(matrix, optimizer.init(matrix))[0]
+    places = [*jax.devices()[:2], NamedSharding(mesh, P("data")), NamedSharding(mesh, P())]
+    params = {f"{i}": jax.device_put(matrix, place) for i, place in enumerate(places)}
+    found = optimizer.update(params, optimizer.init(params))[0]
+    for name, x in params.items():
+        assert found[name].sharding.is_equivalent_to(x.sharding, 2)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_layers_of_a_stack_may_be_shards_of_shard_map():

@@ -2,12 +2,13 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 from optax.contrib import MuonDimensionNumbers
 
@@ -51,31 +52,56 @@ def turned(
       axes: which axes of each are rows, and which columns; the others count matrices.
       product_dtype: as for `on_matrix`.
     """
+    steps: dict[int, Array] = {}
+    for mesh, together in _places(jax.typeof(m).sharding.mesh for m in momenta).items():
+        own, numbers = [momenta[i] for i in together], [axes[i] for i in together]
 
-    def act(momenta: Sequence[Array], cascade: SpectralCascade) -> list[Array]:
-        stacks = list(map(_as_stack, momenta, axes))
-        places: dict[Any, list[int]] = {}
-        for place, stack in enumerate(stacks):
-            alone = None if len(stack) == 1 else place  # stacks may be sharded over their layers
-            places.setdefault((alone, stack.shape, stack.dtype), []).append(place)
-        steps: dict[int, Array] = {}
-        for together in places.values():
-            found = _of_stack(
-                cascade, jnp.concatenate([stacks[i] for i in together]), product_dtype
+        def act(momenta: Sequence[Array], traced: Any, numbers: Any = numbers) -> list[Array]:
+            return _of_leaves(
+                cascade if traced is None else traced, momenta, numbers, product_dtype
             )
-            ends = np.cumsum([len(stacks[i]) for i in together])[:-1]
-            steps |= dict(zip(together, jnp.split(found, ends), strict=True))
-        return [
-            _as_leaf(steps[i], m, numbers)
-            for i, (m, numbers) in enumerate(zip(momenta, axes, strict=True))
-        ]
 
-    shardings = [jax.typeof(m).sharding for m in momenta]
-    if any(sharding.mesh.explicit_axes for sharding in shardings):
-        # Every product would need a sharding; XLA knows better.
-        act = cast(Any, jax.sharding.auto_axes(act, out_sharding=shardings))
-    # What is traced outside must not be closed over there.
-    return act(momenta, cascade)
+        if mesh.explicit_axes:  # every product would need a sharding; XLA knows better
+            shardings = [jax.typeof(m).sharding for m in own]
+            act = cast(Any, jax.sharding.auto_axes(act, out_sharding=shardings))
+        # What is traced outside must not be closed over there; what is known stays so.
+        found = act(own, cascade if cascade.traced else None)
+        steps |= dict(zip(together, found, strict=True))
+    return [steps[place] for place in range(len(momenta))]
+
+
+def _places(keys: Iterable[Any]) -> dict[Any, list[int]]:
+    """The places of what is alike."""
+    found: dict[Any, list[int]] = {}
+    for place, key in enumerate(keys):
+        found.setdefault(key, []).append(place)
+    return found
+
+
+def _of_leaves(
+    cascade: SpectralCascade,
+    momenta: Sequence[Array],
+    axes: Sequence[MuonDimensionNumbers],
+    product_dtype: Any,
+) -> list[Array]:
+    stacks = list(map(_as_stack, momenta, axes))
+
+    def kind(place: int) -> Any:
+        """Of matrices that are joined: stacks may be sharded over their layers and stay alone."""
+        stack, m = stacks[place], momenta[place]
+        device = None if isinstance(m, Tracer) else m.sharding
+        return stack.shape, stack.dtype, device, place if len(stack) > 1 else None
+
+    steps: dict[int, Array] = {}
+    for together in _places(map(kind, range(len(stacks)))).values():
+        joined = jnp.concatenate([stacks[place] for place in together])
+        ends = np.cumsum([len(stacks[place]) for place in together])[:-1]
+        found = jnp.split(_of_stack(cascade, joined, product_dtype), ends)
+        steps |= dict(zip(together, found, strict=True))
+    return [
+        _as_leaf(steps[place], m, numbers)
+        for place, (m, numbers) in enumerate(zip(momenta, axes, strict=True))
+    ]
 
 
 def _as_stack(m: Array, numbers: MuonDimensionNumbers) -> Stack:
@@ -100,8 +126,12 @@ def _layout(shape: tuple[int, ...], numbers: MuonDimensionNumbers) -> Any:
 
 
 def _of_stack(cascade: SpectralCascade, stack: Stack, product_dtype: Any) -> Stack:
-    """Each matrix by itself: a known cascade is a constant of the program."""
-    of_each = _of_each if cascade.traced else _of_known
+    """Each matrix by itself: a known cascade is a constant of the program.
+
+    Under `jax.shard_map` devices hold matrices whole, or `check_leaf` has refused them.
+    """
+    plain = cascade.traced or jax.sharding.get_abstract_mesh().manual_axes
+    of_each = _of_each if plain else _of_known
     return of_each(cascade, product_dtype, stack)
 
 
@@ -125,6 +155,8 @@ def _of_matrix(
 ) -> Float[Array, "m n"]:
     """Of M/‖M‖ = U Σ Vᵀ: U f(Σ) Vᵀ, over its root mean square."""
     largest = jnp.abs(m).max()  # the square of a small or a large number is none in float32
+    # x does not depend on it: no derivative, whose square would be none in float32 either.
+    largest = jax.lax.stop_gradient(largest)
     x = m / jnp.where(largest == 0, 1, largest)
     norm = _root(jnp.sum(jnp.abs(x) ** 2))
     x = on_matrix(cascade, x / norm, product_dtype=product_dtype)

@@ -64,6 +64,6 @@ def evened(o: Array, second: Array, numbers: MuonDimensionNumbers) -> tuple[Arra
     v = _DECAY * jnp.asarray(second, squares.dtype) + (1 - _DECAY) * squares
     x = o / jnp.sqrt(v + _EPSILON**2)
     before, after = mean(squares), mean(jnp.abs(x) ** 2)
-    # Both are 0 of a matrix of zeros, whose derivative is to be finite.
-    root, other = (jnp.sqrt(jnp.where(after == 0, 1, y)) for y in (before, after))
-    return x * (root / other), v.astype(second.dtype)
+    # The derivative is to be finite of what is 0, too.
+    root, other = (jnp.sqrt(jnp.where(y == 0, 1, y)) for y in (before, after))
+    return x * jnp.where(before == 0, 0, root / other), v.astype(second.dtype)

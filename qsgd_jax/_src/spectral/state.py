@@ -65,7 +65,7 @@ def check_leaf(place: str, gradient: Any, momentum: Any, route: Route, product_d
         raise ValueError(f"gradient at {place!r} is complex, its momentum is not.")
     rows, columns = cast(Any, route.numbers)
     whole = momentum.ndim == len(rows) + len(columns)
-    if whole and (axes := varying_axes(momentum)):
+    if whole and (axes := varying_axes(momentum) | varying_axes(gradient)):
         raise ValueError(
             f"the matrix at {place!r} is another on each device along {', '.join(sorted(axes))}, "
             "axes of jax.shard_map: its shards would be taken for matrices. Gather it before "
