@@ -127,7 +127,13 @@ def test_nothing_travels_where_each_matrix_is_whole(layout):
     assert _elements(layout) == (set(), 0)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+EXPLICIT = pytest.param(
+    AxisType.Explicit,
+    marks=pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="left to XLA there"),
+)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, EXPLICIT])
 @pytest.mark.parametrize("layout", ["fully sharded", "tensor parallel", "two axes"])
 def test_a_matrix_that_is_cut_travels_once(layout, kind):
     """Each way at most; of what is gathered each device keeps its slice."""
@@ -161,9 +167,9 @@ def test_a_shard_of_shard_map_is_not_taken_for_a_matrix():
     with pytest.raises(ValueError, match="is another on each device along data"):
         _mapped(P("data"), matrix)
     found, update = _mapped(P(), matrix)
-    np.testing.assert_allclose(found, update(matrix), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, update(matrix), rtol=1e-4, atol=1e-5)
     found, update = _mapped(P("data"), matrix, check_vma=False)  # a model on each device
-    np.testing.assert_allclose(found[2:4], update(matrix[2:4]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[2:4], update(matrix[2:4]), rtol=1e-4, atol=1e-5)
 
 
 def test_where_shard_map_leaves_an_axis_to_xla():
@@ -174,7 +180,7 @@ def test_where_shard_map_leaves_an_axis_to_xla():
     mapped = jax.shard_map(
         update, mesh=mesh, in_specs=P("data"), out_specs=P("data"), axis_names={"data"}
     )
-    np.testing.assert_allclose(jax.jit(mapped)(placed), update(stack), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(mapped)(placed), update(stack), rtol=1e-4, atol=1e-5)
 
 
 def test_leaves_of_equal_shape_may_live_apart():
@@ -188,13 +194,13 @@ def test_leaves_of_equal_shape_may_live_apart():
     found = optimizer.update(params, optimizer.init(params))[0]
     for name, x in params.items():
         assert found[name].sharding.is_equivalent_to(x.sharding, 2)
-        np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_layers_of_a_stack_may_be_shards_of_shard_map():
     stack = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4, 6)), jnp.float32)
     found, update = _mapped(P("data"), stack)
-    np.testing.assert_allclose(found, update(stack), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, update(stack), rtol=1e-4, atol=1e-5)
 
 
 if __name__ == "__main__":

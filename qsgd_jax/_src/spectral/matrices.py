@@ -17,6 +17,8 @@ from qsgd_jax._src.spectral.products import on_matrix
 from qsgd_jax._src.spectral.whole import Stack, on_whole_matrices
 from qsgd_jax._src.trees import wider
 
+# jax 0.7.1 leaves calls of its own in what is partitioned there, when a step is not compiled.
+_PARTITIONS_EXPLICIT_AXES = jax.__version_info__ >= (0, 10)
 # Added to the norm of a matrix, as `optax.contrib.muon` does: below it, noise is not raised to a
 # step of full size.
 _EPSILON = 1e-8
@@ -65,7 +67,8 @@ def turned(
             shardings = [jax.typeof(m).sharding for m in own]
             act = cast(Any, jax.sharding.auto_axes(act, out_sharding=shardings))
         # What is traced outside must not be closed over there; what is known stays so.
-        found = act(own, cascade if cascade.traced else None)
+        handed = cascade.traced or (mesh.explicit_axes and not _PARTITIONS_EXPLICIT_AXES)
+        found = act(own, cascade if handed else None)
         steps |= dict(zip(together, found, strict=True))
     return [steps[place] for place in range(len(momenta))]
 
