@@ -164,6 +164,7 @@ def _matrices() -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("kind", _matrices())
 @pytest.mark.usefixtures("float64")
 def test_muon_s_cascade_is_as_near_to_newton_schulz_as_optax_is_itself(kind):
@@ -193,7 +194,7 @@ def test_muon_s_cascade_is_as_near_to_newton_schulz_as_optax_is_itself(kind):
     ours, theirs = (
         np.abs(directions(x) - expected).max() for x in (step, newton_schulz(jnp.float32))
     )
-    assert ours <= 4 * theirs  # another order of products
+    assert ours <= 2 * theirs
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-4, 1.0, 1e30])

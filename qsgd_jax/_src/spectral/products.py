@@ -14,7 +14,6 @@ from qsgd_jax._src.spectral import polynomials
 from qsgd_jax._src.spectral.cascade import SpectralCascade
 
 Form = Literal["products", "gram"]
-FORMS: tuple[Form, ...] = ("products", "gram")
 
 # Terms of a polynomial up to which its powers keep as many digits as its Chebyshev polynomials.
 _FEW_POWERS = 4
@@ -69,28 +68,12 @@ def on_matrix(
 
 
 def shorter_form(shape: tuple[int, ...]) -> Form:
-    """The form of fewer floating-point operations, for m ≤ n."""
-    operations = {form: floating_point_operations(shape, [3, 3], form) for form in FORMS}
-    return min(FORMS, key=lambda form: operations[form])
+    """The form of fewer floating-point operations, for m ≤ n.
 
-
-def floating_point_operations(
-    shape: tuple[int, ...], terms: Sequence[int], form: Form, runs: int = 1
-) -> int:
-    """Of the matrix products of a form: two for each term of a sum.
-
-    Args:
-      shape: m ≤ n.
-      terms: how many coefficients each stage's polynomial has, of σ, σ³, …: two or more.
-      form: as for `on_matrix`.
-      runs: how often the form begins anew.
+    Each stage after the first costs two products with X, 2 m²n, or three of A's size, 3 m³.
     """
     m, n = shape
-    long, square = 2 * m * m * n, 2 * m**3
-    powers = sum(k - 2 for k in terms) * square
-    if form == "products":
-        return powers + 2 * long * len(terms)
-    return powers + 2 * long * runs + 3 * (len(terms) - runs) * square
+    return "gram" if 2 * n > 3 * m else "products"
 
 
 def _runs(stages: Sequence[Any], dtype: Any) -> list[list[Any]]:

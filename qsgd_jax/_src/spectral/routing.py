@@ -25,6 +25,7 @@ UNKNOWN = "not in the table: say which axes by labels="
 
 _VECTORS = {"b", "scale", "gamma", "beta", "mean", "var"}
 _EMBEDDING = re.compile(r"embed|^(wte|wpe|emb|(tok|pos|token|position)_emb|cls|cls_token)$")
+# A parameter of its own, not a module's: a table of vectors.
 _TABLE = re.compile(r"(^|_)(tokens?|pos|positions?)$")
 _HEADS = {"head", "lm_head", "logits", "unembed", "classifier", "readout", "fc_out"}
 _HEADS |= {f"{x}_head" for x in ("mlp", "cls", "classification", "output")}
@@ -129,8 +130,6 @@ class Matrices(SpectralRouting):
 
 def resolved(routing: SpectralRouting, params: PyTree) -> SpectralRouting:
     """The same with the labels of all parameters, before some of them are masked."""
-    if not callable(routing.labels):
-        return routing
     return dataclasses.replace(routing, labels=_labels_of(routing, params))
 
 

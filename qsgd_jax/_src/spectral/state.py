@@ -74,6 +74,6 @@ def check_leaf(place: str, gradient: Any, momentum: Any, route: Route, product_d
         )
     if product_dtype is not None and jnp.iscomplexobj(momentum):
         raise ValueError(
-            f"product_dtype={jnp.dtype(product_dtype).name}: the matrix at {place!r} is complex; "
+            f"product_dtype={product_dtype.name}: the matrix at {place!r} is complex; "
             "allowed is None there."
         )
