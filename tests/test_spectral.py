@@ -150,8 +150,8 @@ def test_a_matrix_in_float64_is_that_of_its_singular_values(shape, cascade):
         assert np.abs(found - expected / np.linalg.norm(expected)).max() <= 1e-10
 
 
-def _matrices() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(2)
+def _matrices(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
     random = rng.normal(size=(48, 96))
     u, _, v = np.linalg.svd(random, full_matrices=False)
     return {
@@ -165,35 +165,35 @@ def _matrices() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.bits
-@pytest.mark.parametrize("kind", _matrices())
+@pytest.mark.parametrize("kind", _matrices(0))
 @pytest.mark.usefixtures("float64")
 def test_muon_s_cascade_is_as_near_to_newton_schulz_as_optax_is_itself(kind):
-    matrix = _matrices()[kind]
+    """Over ten matrices: of a single one, either error may be twice the other by chance."""
     numbers = optax.contrib.MuonDimensionNumbers(-2, -1)
-
-    def newton_schulz(dtype: Any) -> np.ndarray:
-        coefficients = jnp.asarray((3.4445, -4.7750, 2.0315), dtype)
-        found = _muon.orthogonalize_via_newton_schulz(
-            jnp.asarray(matrix, dtype), coefficients, 5, dimension_numbers=numbers
-        )
-        return np.asarray(found, np.float64)
-
     routing = qsgd.SpectralRouting(labels=numbers)
     optimizer: Any = qsgd.scale_by_spectral_superposition(
         "muon", beta=0.0, nesterov=False, routing=routing
     )
-    gradient = jnp.asarray(matrix, jnp.float32)
-    step, _ = optimizer.update(gradient, optimizer.init(gradient))
-    assert step.dtype == jnp.float32
+
+    def newton_schulz(matrix: np.ndarray, dtype: Any) -> Any:
+        coefficients = jnp.asarray((3.4445, -4.7750, 2.0315), dtype)
+        return _muon.orthogonalize_via_newton_schulz(
+            jnp.asarray(matrix, dtype), coefficients, 5, dimension_numbers=numbers
+        )
 
     def directions(found: Any) -> np.ndarray:
         found = np.asarray(found, np.float64)
         return found / np.linalg.norm(found, axis=(-2, -1), keepdims=True)
 
-    expected = directions(newton_schulz(jnp.float64))
-    ours, theirs = (
-        np.abs(directions(x) - expected).max() for x in (step, newton_schulz(jnp.float32))
-    )
+    errors = []
+    for matrix in (_matrices(seed)[kind] for seed in range(10)):
+        gradient = jnp.asarray(matrix, jnp.float32)
+        step, _ = optimizer.update(gradient, optimizer.init(gradient))
+        assert step.dtype == jnp.float32
+        expected = directions(newton_schulz(matrix, jnp.float64))
+        both = (step, newton_schulz(matrix, jnp.float32))
+        errors.append([np.abs(directions(x) - expected).max() for x in both])
+    ours, theirs = np.mean(errors, axis=0)
     assert ours <= 2 * theirs
 
 

@@ -19,7 +19,7 @@ from jax import P
 from jax.sharding import AxisType, NamedSharding
 
 import qsgd_jax as qsgd
-from qsgd_jax._src.spectral import matrices
+from qsgd_jax._src.spectral import matrices, whole
 from tests import meshes
 
 LAYERS, WIDTH, WIDE = 8, 16, 64
@@ -129,7 +129,7 @@ def test_nothing_travels_where_each_matrix_is_whole(layout):
 
 EXPLICIT = pytest.param(
     AxisType.Explicit,
-    marks=pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="left to XLA there"),
+    marks=pytest.mark.skipif(not whole.PARTITIONS_EXPLICIT_AXES, reason="left to XLA there"),
 )
 
 

@@ -14,11 +14,9 @@ from optax.contrib import MuonDimensionNumbers
 
 from qsgd_jax._src.spectral.cascade import SpectralCascade
 from qsgd_jax._src.spectral.products import on_matrix
-from qsgd_jax._src.spectral.whole import Stack, on_whole_matrices
+from qsgd_jax._src.spectral.whole import PARTITIONS_EXPLICIT_AXES, Stack, on_whole_matrices
 from qsgd_jax._src.trees import wider
 
-# jax 0.7.1 leaves calls of its own in what is partitioned there, when a step is not compiled.
-_PARTITIONS_EXPLICIT_AXES = jax.__version_info__ >= (0, 10)
 # Added to the norm of a matrix, as `optax.contrib.muon` does: below it, noise is not raised to a
 # step of full size.
 _EPSILON = 1e-8
@@ -67,7 +65,7 @@ def turned(
             shardings = [jax.typeof(m).sharding for m in own]
             act = cast(Any, jax.sharding.auto_axes(act, out_sharding=shardings))
         # What is traced outside must not be closed over there; what is known stays so.
-        handed = cascade.traced or (mesh.explicit_axes and not _PARTITIONS_EXPLICIT_AXES)
+        handed = cascade.traced or (mesh.explicit_axes and not PARTITIONS_EXPLICIT_AXES)
         found = act(own, cascade if handed else None)
         steps |= dict(zip(together, found, strict=True))
     return [steps[place] for place in range(len(momenta))]

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -76,17 +77,19 @@ def shorter_form(shape: tuple[int, ...]) -> Form:
     return "gram" if 2 * n > 3 * m else "products"
 
 
-def _runs(stages: Sequence[Any], dtype: Any) -> list[list[Any]]:
-    """Stages that one Gram matrix carries."""
-    runs, raised = [[stages[0]]], jnp.finfo(dtype).eps / 2
-    for before, stage in itertools.pairwise(stages):
-        odd, i, o = before
-        raised *= (o / i * float(odd @ polynomials.powers(len(odd))[:, 0])) ** 2
-        if raised > _ROUNDING:
-            runs.append([])
-            raised = jnp.finfo(dtype).eps / 2
-        runs[-1].append(stage)
-    return runs
+def _runs(stages: Sequence[Any], dtype: Any) -> list[Sequence[Any]]:
+    """Stages that one Gram matrix carries: as few runs as rounding allows, of equal lengths."""
+
+    def lost(run: Sequence[Any]) -> float:
+        slopes = [o / i * float(odd @ polynomials.powers(len(odd))[:, 0]) for odd, i, o in run[:-1]]
+        return float(jnp.finfo(dtype).eps) / 2 * math.prod(slopes) ** 2
+
+    for count in range(1, len(stages) + 1):
+        ends = [place * len(stages) // count for place in range(count + 1)]
+        runs = [stages[start:end] for start, end in itertools.pairwise(ends)]
+        if all(lost(run) <= _ROUNDING for run in runs):
+            return runs
+    raise AssertionError("A run of one stage loses nothing.")
 
 
 def _product(a: Array, b: Array, dtype: Any) -> Array:

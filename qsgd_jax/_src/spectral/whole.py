@@ -10,6 +10,9 @@ from jaxtyping import Array, Float
 
 Stack = Float[Array, "matrices m n"]
 
+# Of jax 0.7.1, not public there.
+PARTITIONS_EXPLICIT_AXES = hasattr(jax.sharding, "use_abstract_mesh")
+
 
 def on_whole_matrices(function: Callable[[Stack], Stack]) -> Callable[[Stack], Stack]:
     """The same function of a stack of matrices, partitioned over its first axis alone.
@@ -33,7 +36,14 @@ def on_whole_matrices(function: Callable[[Stack], Stack]) -> Callable[[Stack], S
     def partition(mesh: Any, arguments: Any, result: Any) -> Any:
         del mesh, result
         sharding = own(arguments[0])
-        return sharding.mesh, function, sharding, (sharding,)
+        return sharding.mesh, on_one_device, sharding, (sharding,)
+
+    def on_one_device(stack: Stack) -> Stack:
+        """Without the mesh of explicit axes that is set where JAX traces it."""
+        if not PARTITIONS_EXPLICIT_AXES:
+            return function(stack)
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            return function(stack)
 
     partitioned = custom_partitioning(function)
     partitioned.def_partition(
