@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 PAD, UNKNOWN = 0, 1
+Entries = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -186,26 +187,55 @@ def clinc150(
         chosen = np.random.default_rng(0).permutation(len(entries["train"]))[:train_size]
         entries["train"] = [entries["train"][i] for i in chosen]
 
-    names = sorted(domains if labels == "domains" else domain_of)
-    index = {name: i for i, name in enumerate(names)}
-    words = {name: [_words(text) for text, _ in entries[name]] for name in _CLINC_SPLITS}
-    vocabulary = _vocabulary(words["train"], min_count)
-    length = max(map(len, words["train"]))
+    if labels == "domains":
+        entries = {
+            name: [(text, domain_of[intent]) for text, intent in pairs]
+            for name, pairs in entries.items()
+        }
+    classes = domains if labels == "domains" else domain_of
+    train, validation, test = entries.values()
+    return requests(
+        f"clinc150-{labels}", train, validation, test, classes=classes, min_count=min_count
+    )
 
-    def split(name: str) -> Split:
-        targets = [domain_of[i] if labels == "domains" else i for _, i in entries[name]]
-        return Split(
-            _encode(words[name], vocabulary, length),
-            np.array([index[target] for target in targets]),
-        )
+
+def requests(
+    name: str,
+    train: Entries,
+    validation: Entries,
+    test: Entries,
+    *,
+    classes: Iterable[str],
+    min_count: int = 2,
+) -> Dataset:
+    """Texts that are to be sorted, as numbers of words.
+
+    Words are lower-cased runs of letters, digits and apostrophes. Sequences are padded, and cut, to
+    the longest training text.
+
+    Args:
+        name: What tables and files call it.
+        train: Texts and their classes.
+        validation: Likewise.
+        test: Likewise.
+        classes: All of them.
+        min_count: Training occurrences that make a word known; the others are one unknown word.
+    """
+    index = {label: i for i, label in enumerate(sorted(classes))}
+    vocabulary = _vocabulary([_words(text) for text, _ in train], min_count)
+    length = max(len(_words(text)) for text, _ in train)
+
+    def split(entries: Entries) -> Split:
+        tokens = _encode([_words(text) for text, _ in entries], vocabulary, length)
+        return Split(tokens, np.array([index[label] for _, label in entries]))
 
     return Dataset(
-        name=f"clinc150-{labels}",
-        train=split("train"),
-        validation=split("val"),
-        test=split("test"),
+        name=name,
+        train=split(train),
+        validation=split(validation),
+        test=split(test),
         vocabulary_size=len(vocabulary) + 2,
-        n_classes=len(names),
+        n_classes=len(index),
     )
 
 

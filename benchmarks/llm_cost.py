@@ -73,7 +73,7 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         superpositional(weigh="gradient"),
         superpositional(weigh="gradient", coverage="everywhere"),
         superpositional(weigh="update", coverage="everywhere"),
-        optax_muon(2e-5, weight_decay=0.01),
+        optax_muon(2e-5, weight_decay=0.01, adam_weight_decay=0.01),
         qsgd.superpositional_muon(2e-5, weight_decay=0.01, adam_weight_decay=0.01),
     )
     return dict(zip(OPTIMIZERS, found, strict=True))

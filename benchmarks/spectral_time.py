@@ -79,16 +79,17 @@ LAYERS_TO_COMPILE = (4, 16)
 WHOLE = {64: 60, 256: 20}  # widths of a training step, and rounds
 
 
-def optax_muon(learning_rate: float, weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """Build `optax.contrib.muon` on the very leaves that the spectral form takes for matrices."""
+def optax_muon(learning_rate: Any, **options: Any) -> optax.GradientTransformation:
+    """Build `optax.contrib.muon` on the very leaves that the spectral form takes for matrices.
+
+    Args:
+        learning_rate: A number or a schedule.
+        options: Of `optax.contrib.muon`.
+    """
 
     def of(params: PyTree) -> optax.GradientTransformation:
-        return optax.contrib.muon(
-            learning_rate,
-            weight_decay=weight_decay,
-            adam_weight_decay=weight_decay,
-            muon_weight_dimension_numbers=matrix_axes(params),
-        )
+        axes = {"muon_weight_dimension_numbers": matrix_axes(params)}
+        return optax.contrib.muon(learning_rate, **(axes | options))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         return of(params).update(updates, state, params)

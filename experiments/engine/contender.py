@@ -29,6 +29,7 @@ class Contender(Arm):
         learning_rate: Range of the log-uniform search.
         weight_decay: Range of the log-uniform search.
         quantum_weight: Range of the log-uniform search of λ, where λ is tuned.
+        choices: Other hyperparameters, each with the values that are tried.
         effort: How many times as many hyperparameters are tried as of the others.
         cosine: Whether the learning rate decays.
         evaluated: From the optimizer's state and parameters to those to evaluate.
@@ -37,6 +38,7 @@ class Contender(Arm):
     learning_rate: tuple[float, float] = LEARNING_RATES
     weight_decay: tuple[float, float] = WEIGHT_DECAYS
     quantum_weight: tuple[float, float] | None = None
+    choices: tuple[tuple[str, tuple[float, ...]], ...] = ()
     effort: int = 1
     cosine: bool = True
     evaluated: Callable[[PyTree, PyTree], PyTree] = lambda opt_state, params: params
@@ -47,7 +49,7 @@ class Contender(Arm):
         Args:
             count: Number of them for an effort of 1.
         """
-        dimensions = 3 if self.quantum_weight is None else 4
+        dimensions = 3 + (self.quantum_weight is not None) + len(self.choices)
         points = qmc.Halton(dimensions, rng=TRIALS_SEED).random(count * self.effort)
         return [self._hyper(point) for point in points]
 
@@ -60,6 +62,8 @@ class Contender(Arm):
         }
         if self.quantum_weight is not None:
             hyper["quantum_weight"] = _log_uniform(self.quantum_weight, point[3])
+        for (name, values), share in zip(self.choices, point[::-1], strict=False):
+            hyper[name] = values[int(share * len(values))]
         return hyper
 
     def widened(self, learning_rate: float, margin: float = 0.1) -> Contender | None:

@@ -23,7 +23,7 @@ from experiments.engine.workload import Workload, learning_rates, training_run
 from experiments.optimizers import cautious, classical
 from experiments.workloads.real import HELD_OUT, LOOKED_AT
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 TASKS = HELD_OUT | LOOKED_AT
 
 

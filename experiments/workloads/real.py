@@ -48,7 +48,7 @@ def clinc150(
         FileNotFoundError: If a file is missing.
     """
     for name in ("data_full.json", "domains.json"):
-        _check(folder / name, "CLINC150 (clinc/oos-eval)")
+        check(folder / name, "CLINC150 (clinc/oos-eval)")
     dataset = datasets.clinc150(folder, labels)
     return classifier(_named(f"clinc-{labels}", width), dataset, width=width, split=split)
 
@@ -64,8 +64,8 @@ def characters(file: Path, *, width: int = 64, split: SplitName = "validation") 
     Raises:
         FileNotFoundError: If the file is missing.
     """
-    _check(file, "tinyshakespeare (karpathy/char-rnn)")
-    return _characters(_named("characters", width), file.read_text(), width, split)
+    check(file, "tinyshakespeare (karpathy/char-rnn)")
+    return character_model(_named("characters", width), file.read_text(), width=width, split=split)
 
 
 def word_problems(file: Path, *, split: SplitName = "validation") -> Workload:
@@ -80,12 +80,22 @@ def word_problems(file: Path, *, split: SplitName = "validation") -> Workload:
         FileNotFoundError: If the file is missing.
         ValueError: If a line of it is no problem.
     """
-    _check(file, "gsm8k (openai/grade-school-math)")
+    check(file, "gsm8k (openai/grade-school-math)")
     text = "\n\n".join(f"{x.question}\n{x.answer}" for x in read_problems(file))
-    return _characters("word-problems", text, 64, split)
+    return character_model("word-problems", text, split=split)
 
 
-def _characters(name: str, text: str, width: int, split: SplitName) -> Workload:
+def character_model(
+    name: str, text: str, *, width: int = 64, split: SplitName = "validation"
+) -> Workload:
+    """A small causal transformer that predicts the next character of a text.
+
+    Args:
+        name: The task's name.
+        text: Its last tenth is validation, then test.
+        width: Of the residual stream.
+        split: What the evaluation reads.
+    """
     known, ids = np.unique(list(text), return_inverse=True)
 
     def new_model(key: KeyArray) -> tuple[nnx.GraphDef, PyTree]:
@@ -111,15 +121,30 @@ def stories(folder: Path, file: Path, *, split: SplitName = "validation") -> Wor
     Raises:
         FileNotFoundError: If a file is missing.
     """
-    for name in ("stories260K.bin", "tok512.bin"):
-        _check(folder / name, "stories260k (karpathy/tinyllamas)")
-    _check(file, "tinyshakespeare (karpathy/char-rnn)")
+    check(file, "tinyshakespeare (karpathy/char-rnn)")
+    return fine_tuning("stories", folder, file.read_text(), split=split)
+
+
+def fine_tuning(name: str, folder: Path, text: str, *, split: SplitName = "validation") -> Workload:
+    """Tune that Llama to a text.
+
+    Args:
+        name: The task's name.
+        folder: The checkpoint and its tokenizer.
+        text: Its last tenth is validation, then test.
+        split: What the evaluation reads.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+    """
+    for file in ("stories260K.bin", "tok512.bin"):
+        check(folder / file, "stories260k (karpathy/tinyllamas)")
     checkpoint = open_checkpoint(folder)
     graph, params = nnx.split(load_model(checkpoint))
     tokenizer = open_text(folder, checkpoint.config).tokenizer
-    ids = tokenizer.encode(file.read_text(), add_special_tokens=False).ids
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
     return _language_model(
-        "stories", graph, lambda key: params, _passages(np.asarray(ids), split), batch_size=8
+        name, graph, lambda key: params, _passages(np.asarray(ids), split), batch_size=8
     )
 
 
@@ -218,7 +243,16 @@ def _named(name: str, width: int) -> str:
     return name if width == 64 else f"{name}-wide"
 
 
-def _check(file: Path, expected: str) -> None:
+def check(file: Path, expected: str) -> None:
+    """Raise if a file is missing.
+
+    Args:
+        file: Where it should be.
+        expected: Whose it is.
+
+    Raises:
+        FileNotFoundError: With both.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; expected is {file.name} of {expected}.")
 
@@ -240,7 +274,16 @@ class HeldOut:
         return self.build(folder, split)
 
 
-def _held_out(make: Callable[..., Workload], *paths: str, horizon: int, **options: Any) -> HeldOut:
+def held_out(make: Callable[..., Workload], *paths: str, horizon: int, **options: Any) -> HeldOut:
+    """A task of files below the folder of all data.
+
+    Args:
+        make: Builds it from the paths, the split and the options.
+        paths: Below that folder.
+        horizon: Length of a run, in steps.
+        options: Of `make`.
+    """
+
     def build(folder: Path, split: SplitName) -> Workload:
         return make(*(folder / path for path in paths), split=split, **options)
 
@@ -251,17 +294,17 @@ _SHAKESPEARE = "tinyshakespeare/input.txt"
 WIDE = 256  # four times the width of the largest models of meta-training
 
 HELD_OUT: dict[str, HeldOut] = {
-    "clinc-domains": _held_out(clinc150, "clinc150", labels="domains", horizon=1400),
-    "clinc-intents": _held_out(clinc150, "clinc150", labels="intents", horizon=1400),
-    "characters": _held_out(characters, _SHAKESPEARE, horizon=1000),
-    "stories": _held_out(stories, "stories260k", _SHAKESPEARE, horizon=200),
-    "clinc-domains-wide": _held_out(
+    "clinc-domains": held_out(clinc150, "clinc150", labels="domains", horizon=1400),
+    "clinc-intents": held_out(clinc150, "clinc150", labels="intents", horizon=1400),
+    "characters": held_out(characters, _SHAKESPEARE, horizon=1000),
+    "stories": held_out(stories, "stories260k", _SHAKESPEARE, horizon=200),
+    "clinc-domains-wide": held_out(
         clinc150, "clinc150", labels="domains", width=WIDE, horizon=1400
     ),
-    "clinc-intents-wide": _held_out(
+    "clinc-intents-wide": held_out(
         clinc150, "clinc150", labels="intents", width=WIDE, horizon=1400
     ),
-    "characters-wide": _held_out(characters, _SHAKESPEARE, width=WIDE, horizon=1000),
+    "characters-wide": held_out(characters, _SHAKESPEARE, width=WIDE, horizon=1000),
 }
 # Not held out: numbers were chosen on it, those of version 7, which does not ship.
-LOOKED_AT = {"word-problems": _held_out(word_problems, "gsm8k/train.jsonl", horizon=1000)}
+LOOKED_AT = {"word-problems": held_out(word_problems, "gsm8k/train.jsonl", horizon=1000)}
