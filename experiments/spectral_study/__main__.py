@@ -2,8 +2,17 @@ r"""Does the spectral form help? Against AdamW and Muon, tuned alike, on tasks t
 
 `experiments/records/spectral_study.md` has the protocol and what was found.
 
-files: OUTPUT/results.jsonl, a line a run, appended as soon as it is done. What is in it is not run
-  again, so that an interrupted study goes on where it stopped.
+parts:
+  final        Tuning, and the final runs
+  other-rates  Learning rates around the best
+  controls     The same step with one part of it changed
+  time         A step's time; run it on an otherwise idle machine
+  spectra      Singular values of a matrix's change along a training
+
+files: OUTPUT/results.jsonl and controls.jsonl, a line a run, appended as soon as it is done. What
+  is in them is not run again, so that an interrupted study goes on where it stopped. And
+  OUTPUT/time.json, spectra.json, provenance.json. The report is written between its markers, the
+  figures beside it.
 
 Examples:
   python -m experiments.spectral_study --data ../shared/data --dry-run
@@ -18,19 +27,29 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 from benchmarks import reporting
-from experiments.engine import compute
+from experiments.engine import compute, report
 from experiments.engine.plan import Plan as EnginePlan
-from experiments.engine.results import Job, Result, Results
+from experiments.engine.results import (
+    Job,
+    Result,
+    Results,
+    read_results,
+    write_compressed,
+)
 from experiments.engine.runner import Bench, run_jobs
 from experiments.engine.workload import SplitName, Workload
+from experiments.spectral_study import figures, tables
 from experiments.spectral_study.arms import ARMS, FINE_TUNING_RATES, RATES, SPECTRAL
 from experiments.spectral_study.controls import CONTROLS
-from experiments.spectral_study.plan import Plan, Task, controls
+from experiments.spectral_study.effects import Study
+from experiments.spectral_study.measure import spectra, step_seconds
+from experiments.spectral_study.plan import Plan, Run, Task, controls
 from experiments.workloads.real import HELD_OUT, LOOKED_AT
 from experiments.workloads.unseen import UNSEEN
 
@@ -50,7 +69,10 @@ TASKS = {
     )
 }
 PLAN = Plan(ARMS, SPECTRAL)
-PARTS = ("final", "other-rates", "controls")
+PARTS = ("final", "other-rates", "controls", "time", "spectra")
+MATRIX, LOOKS = "['blocks'][0]['expand']['kernel']", (10, 50, 200, 500, 1000)
+LINES = ("results.jsonl", "controls.jsonl")
+MEASURED = ("time.json", "spectra.json", "provenance.json")
 WITH_CONTROLS, CONTROL_SEEDS = ("wikitext", "hwu64"), 10
 CONTENDERS = {x.name: x for variants in ARMS.values() for x in variants}
 
@@ -86,9 +108,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="PATH",
         help="folder of the runs (default: %(default)s)",
     )
+    parser.add_argument("--pack", type=Path, metavar="PATH", help="copy the runs there, compressed")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write tables and figures")
     args = parser.parse_args(argv)
-    if args.data is None:
-        parser.error("nothing to do: give --data")
+    if args.data is args.pack is args.report is None:
+        parser.error("nothing to do: give --data, --pack or --report")
+    if args.data is not None:
+        _run(args)
+    if args.pack is not None:
+        _pack(args.output, args.pack)
+    if args.report is not None:
+        _report(args.output, args.report)
+
+
+def _run(args: argparse.Namespace) -> None:
     tasks = [TASKS[name] for name in args.tasks]
     bench = Bench(partial(_open, args.data), CONTENDERS)
     if args.dry_run:
@@ -98,33 +131,104 @@ def main(argv: Sequence[str] | None = None) -> None:
     _note_provenance(args.output)
     results = Results(args.output / "results.jsonl")
 
-    of_controls = Results(args.output / "controls.jsonl")
-    with_controls = Bench(partial(_open, args.data), CONTROLS)
-
     def run(jobs: Iterable[Job], label: str) -> list[Result]:
         return run_jobs(jobs, bench, results, label=label)
 
-    def run_controls(jobs: Iterable[Job], label: str) -> list[Result]:
-        return run_jobs(jobs, with_controls, of_controls, label=label)
+    def chosen(task: Task) -> dict[str, Result]:
+        return PLAN.chosen(task, run, None if task.like is None else TASKS[task.like])
 
-    def like(task: Task) -> Task | None:
-        return None if task.like is None else TASKS[task.like]
+    for task in tasks if "final" in args.parts else []:
+        run(PLAN.finals(task, chosen(task)), f"{task.name}: final")
+    for task in tasks if "other-rates" in args.parts else []:
+        if task.like is None:
+            run(PLAN.other_rates(task, chosen(task)), f"{task.name}: other rates")
+    for task in tasks if "controls" in args.parts else []:
+        if task.name in WITH_CONTROLS:
+            _run_controls(args, task, run)
+    if "time" in args.parts:
+        claims = [task for task in tasks if task.name in CLAIMS]
+        lines = {task.name: chosen(task) for task in claims}
+        reporting.write_json(args.output / "time.json", step_seconds(claims, lines, bench))
+    if "spectra" in args.parts:
+        task = TASKS[WITH_CONTROLS[0]]
+        sigma = {
+            arm: spectra(
+                bench.workload(task.name, "validation"),
+                CONTENDERS[line["contender"]],
+                line["hyper"],
+                leaf=MATRIX,
+                steps=task.horizon,
+                looks=LOOKS,
+            )
+            for arm, line in chosen(task).items()
+        }
+        content = {"task": task.name, "steps": LOOKS, "sigma": sigma}
+        reporting.write_json(args.output / "spectra.json", content)
 
-    for part in args.parts:
-        for task in tasks:
-            if part == "final":
-                jobs = PLAN.finals(task, PLAN.chosen(task, run, like(task)))
-            elif part == "other-rates" and task.like is None:
-                jobs = PLAN.other_rates(task, PLAN.chosen(task, run))
-            elif part == "controls" and task.name in WITH_CONTROLS:
-                ours = dataclasses.replace(PLAN, arms={SPECTRAL: ARMS[SPECTRAL][:1]})
-                line = ours.chosen(task, run)[SPECTRAL]
-                fewer = dataclasses.replace(task, seeds=CONTROL_SEEDS)
-                controls(fewer, CONTROLS, line, run_controls)
-                continue
-            else:
-                continue
-            run(jobs, f"{task.name}: {part}")
+
+def _run_controls(args: argparse.Namespace, task: Task, run: Run) -> None:
+    """At the best settings of the spectral form without a second moment."""
+    bench = Bench(partial(_open, args.data), CONTROLS)
+    results = Results(args.output / "controls.jsonl")
+    plain = dataclasses.replace(PLAN, arms={SPECTRAL: ARMS[SPECTRAL][:1]})
+    fewer = dataclasses.replace(task, seeds=CONTROL_SEEDS)
+    controls(
+        fewer,
+        CONTROLS,
+        plain.chosen(task, run)[SPECTRAL],
+        lambda jobs, label: run_jobs(jobs, bench, results, label=label),
+    )
+
+
+def _pack(output: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in LINES:
+        if (output / name).exists():
+            write_compressed(folder / f"{name}.gz", read_results(output / name))
+    for name in MEASURED:
+        if (output / name).exists():
+            shutil.copy(output / name, folder)
+
+
+def read(folder: Path) -> Study:
+    """Read what was run, or packed.
+
+    Args:
+        folder: Of the runs.
+    """
+
+    def lines(name: str) -> list[Result]:
+        files = [x for x in (folder / f"{name}.gz", folder / name) if x.exists()]
+        return read_results(files[0]) if files else []
+
+    timed = folder / "time.json"
+    seconds = json.loads(timed.read_text()) if timed.exists() else None
+    return Study(lines(LINES[0]), lines(LINES[1]), seconds)
+
+
+def _report(folder: Path, path: Path) -> None:
+    study = read(folder)
+    tasks = [task for task in CLAIMS if task in study.tasks]
+    with_controls = [task for task in WITH_CONTROLS if study.of_controls(task)]
+    others = [task for task in TASKS if task not in CLAIMS]
+    parts = tables.sections(study, CLAIMS, others)
+
+    def picture(name: str, draw: Callable[[Path], None], text: str) -> None:
+        file = path.with_name(f"{path.stem}_{name}.png")
+        draw(file)
+        parts.append(f"![{text}]({file.name})")
+
+    picture("forest", lambda x: figures.forest(x, study, tasks), "Differences, with intervals")
+    picture("curves", lambda x: figures.curves(x, study, tasks), "Learning curves")
+    if with_controls:
+        draw = partial(figures.stages, study=study, tasks=with_controls)
+        picture("stages", draw, "Loss against the number of stages")
+    if (folder / "spectra.json").exists():
+        found = json.loads((folder / "spectra.json").read_text())
+        draw = partial(figures.spectra, found=found)
+        picture("spectra", draw, "Singular values of a matrix's change along a training")
+    old = path.read_text() if path.exists() else ""
+    reporting.write_atomically(path, report.replaced(old, "\n\n".join(parts)))
 
 
 def _open(folder: Path, name: str, split: SplitName) -> Workload:

@@ -15,8 +15,8 @@ from experiments.engine.contender import Contender
 from experiments.engine.results import Results, read_results
 from experiments.engine.runner import Bench, run_jobs
 from experiments.engine.statistics import curves_of
-from experiments.engine.workload import training_run
-from experiments.spectral_study import arms, plan
+from experiments.engine.workload import Workload, training_run
+from experiments.spectral_study import arms, effects, measure, plan, tables
 from experiments.spectral_study.__main__ import CONTENDERS, TASKS
 from experiments.spectral_study.controls import CONTROLS, by_svd
 from experiments.tests.test_engine import DATA, quadratic, sgd
@@ -245,3 +245,113 @@ def test_tasks_train_and_their_splits_differ_in_what_is_evaluated_alone(name):
         )
     )(workload.data(key))
     assert curves.validation_loss[1] < curves.validation_loss[0]
+
+
+# What the runs say
+
+
+def _line(contender, task="wikitext", seed=0, steps=1000, loss=1.0, phase="final"):
+    hyper = {"learning_rate": 0.01, "weight_decay": 0.1, "warmup": 0.1, "b2": 0.99}
+    return {
+        "phase": phase,
+        "workload": task,
+        "contender": contender,
+        "settings": "",
+        "trial": f"{contender} 0",
+        "hyper": hyper,
+        "seed": seed,
+        "steps": steps,
+        "points": 2,
+        "train": [1.0, 1.0],
+        "validation": [3.0, 2.0, loss],
+    }
+
+
+def _study(rng=None, **losses):
+    """Final runs of 20 seeds, by contender, of both lengths of the spectral form."""
+    rng = np.random.default_rng(0) if rng is None else rng
+    noise = rng.normal(scale=0.01, size=20)
+    lines = []
+    for contender, loss in losses.items():
+        steps = (600, 750, 1000) if contender.startswith("spectral") else (1000,)
+        for n in steps:
+            lines += [
+                _line(contender, seed=s, steps=n, loss=loss + noise[s] + 0.03 * (1000 - n) / 400)
+                for s in reversed(range(20))
+            ]
+    return effects.Study(lines, seconds={"wikitext": {"adamw": [1, 2], "spectral": [1.2, 2.4]}})
+
+
+def test_differences_are_those_of_numpy_in_pairs():
+    study = _study(**{"adamw-nesterov": 1.0, "muon": 0.98, "spectral": 0.96})
+    found = effects.against_adamw(study, ["wikitext"])
+
+    def losses(contender, steps):
+        lines = [x for x in study.lines if (x["contender"], x["steps"]) == (contender, steps)]
+        return np.array([x["validation"][-1] for x in sorted(lines, key=lambda x: x["seed"])])
+
+    for share, steps in ((0.6, 600), (0.75, 750), (1.0, 1000)):
+        change = 100 * (losses("spectral", steps) / losses("adamw-nesterov", 1000) - 1)
+        assert found["wikitext", share].change.mean == pytest.approx(change.mean())
+    muon = effects.muon_effects(study, ["wikitext"])["wikitext"]
+    change = 100 * (losses("spectral", 1000) / losses("muon", 1000) - 1)
+    assert muon.change.mean == pytest.approx(change.mean())
+    assert effects.share_reached(found, "wikitext") == 0.6
+    assert effects.step_ratio(study, "wikitext") == pytest.approx(1.2)
+    assert "| 1.20 | 0.72 |" in tables.adamw_table(study, ["wikitext"])
+
+
+def test_the_bars_are_met_by_what_is_better_alone():
+    good = tables.bars(_study(adamw=1.0, muon=0.98, spectral=0.96), ["wikitext"])
+    assert [row.endswith("| yes |") for row in good.splitlines()[2:]] == [
+        False,  # one task is not two
+        False,
+        True,
+        False,
+        True,
+    ]
+    bad = tables.bars(_study(adamw=1.0, muon=0.98, spectral=1.02), ["wikitext"])
+    assert not any(row.endswith("| yes |") for row in bad.splitlines()[2:])
+
+
+def test_runs_that_are_no_pairs_are_refused():
+    study = _study(adamw=1.0, muon=0.98, spectral=0.96)
+    cut = effects.Study([x for x in study.lines if (x["contender"], x["seed"]) != ("muon", 3)])
+    with pytest.raises(ValueError, match=r"20 and 19 runs are no pairs"):
+        effects.muon_effects(cut, ["wikitext"])
+
+
+def test_what_diverged_is_counted():
+    lines = [_line("adamw", phase="robustness", seed=i, loss=x) for i, x in enumerate((1, 5, 2))]
+    lines += [_line("muon", phase="robustness"), _line("spectral", phase="robustness")]
+    table = tables.divergence_table(effects.Study(lines), ["wikitext"])
+    assert "| AdamW | 1 of 3 | 1 of 3 |" in table
+
+
+def test_a_step_s_time_leaves_out_what_is_no_step(finished, monkeypatch):
+    _, chosen, _, _ = finished
+
+    class Timed(Bench):
+        def run(self, jobs):
+            seconds = 5 + (0.1 if jobs[0].contender == "base" else 0.2) * jobs[0].steps
+            return [{"seconds": seconds}]
+
+    found = measure.step_seconds([BOWL], {"bowl": chosen}, Timed(quadratic, {}))
+    assert found["bowl"]["base"] == pytest.approx([0.1] * measure.ROUNDS)
+    assert found["bowl"]["better"] == pytest.approx([0.2] * measure.ROUNDS)
+
+
+def test_singular_values_along_a_training_are_those_of_the_change():
+    leaf = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
+
+    def loss(params, data, key=None):
+        return jnp.sum(params["kernel"] * leaf)
+
+    workload = Workload(
+        "plane", "mlp", lambda key: {"kernel": jnp.zeros((4, 6))}, lambda key: (), loss, loss
+    )
+    descent = Contender("sgd", "SGD", lambda hyper, schedule: optax.sgd(hyper["learning_rate"]))
+    hyper = {"learning_rate": 0.5, "warmup": 0.0}
+    found = measure.spectra(workload, descent, hyper, leaf="kernel", steps=4, looks=(1, 3))
+    sigma = np.linalg.svd(np.asarray(leaf), compute_uv=False)
+    np.testing.assert_allclose(found, [0.5 * sigma, 1.5 * sigma], rtol=1e-4)
