@@ -20,11 +20,11 @@ QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emit
 # The tests of the package, as opposed to those of benchmarks.
 PACKAGE_TESTS := $(patsubst %,tests/test_%.py,answers attention blocks circuit compatibility \
   devices examples flax fourier half_turns harmonics leaves mesh numbers probing products \
-  quantum_transformer refreshable remote rooms routing second_moment spectral spectral_mesh \
+  quantum_layer quantum_transformer refreshable remote rooms routing second_moment spectral spectral_mesh \
   spectral_wrappers stacked surrogate transforms value warm_start weighing wrappers) qsgd_jax
 
 .PHONY: demo demo-paper evidence test test-slow test-experiments test-peers test-newest test-lowest test-catalyst wheel-test \
-  test-gpu test-resume test-transformers gpu-wheels peer-step device-matrix pages clean
+  test-gpu test-resume test-transformers gpu-wheels peer-step layer-peer device-matrix pages clean
 
 demo: .venv/demo ## Train a language model with AdamW, the paper's form and the spectral form, side by side.
 	$(BIN)/python -m benchmarks.character_model
@@ -136,6 +136,13 @@ pages: .venv/llm ## Write the tables of stored runs into README.md and docs/.
 	.transformers/bin/python $(PIP_INSTALL) --requirement $<
 	@touch $@
 
+layer-peer: .layer_peer/installed ## Install PyTorch and PennyLane for benchmarks/quantum_layer_time.py.
+
+.layer_peer/installed: benchmarks/peers/layer_requirements.txt
+	@test -x .layer_peer/bin/python || $(PYTHON) -m venv .layer_peer
+	.layer_peer/bin/python $(PIP_INSTALL) --requirement $<
+	@touch $@
+
 .peer/installed: benchmarks/peers/requirements.txt
 	@test -x .peer/bin/python || $(PYTHON) -m venv .peer
 	.peer/bin/python $(PIP_INSTALL) --requirement $<
@@ -153,4 +160,4 @@ pages: .venv/llm ## Write the tables of stored runs into README.md and docs/.
 	@touch $@
 
 clean: ## Remove the environments and what the benchmarks wrote.
-	rm -rf .venv .peer .transformers .devices .catalyst .newest .gpu .gpu_wheels results dist
+	rm -rf .venv .peer .layer_peer .transformers .devices .catalyst .newest .gpu .gpu_wheels results dist

@@ -155,10 +155,10 @@ def exact_losses(epoch: Epoch, quantum_weight: float) -> dict[str, list[float]]:
 class Peer:
     """The peer's process; it ends with the `with` block."""
 
-    def __init__(self, python: str, epoch: Path, threads: int):
+    def __init__(self, command: Sequence[Any]):
         """Start it and hear its hello."""
         self.process = subprocess.Popen(
-            [python, PEER, epoch, "--threads", str(threads)],
+            list(map(str, command)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = Path(folder) / "epoch.npz"
         epoch.save(path)
         try:
-            peer = Peer(args.python, path, args.threads)
+            peer = Peer([args.python, PEER, path, "--threads", args.threads])
         except OSError as error:
             parser.error(f"argument --python: {error}")
         with peer:

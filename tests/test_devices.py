@@ -104,7 +104,7 @@ def test_default_qubit_becomes_part_of_the_program():
 
 @pytest.mark.parametrize("device", NAMES)
 def test_large_batches_are_cut(simulate, monkeypatch, device):
-    monkeypatch.setattr(host, "_MAX_BATCH", 4)
+    monkeypatch.setattr(host, "MAX_BATCH", 4)
     circuit, opened, theta = qsgd.Circuit(2, 1), devices.open_device(device, 2), _theta(10)
     with qml.Tracker(opened) as tracker:
         answers = devices.run(circuit, opened, theta)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = sorted(FOLDER.glob("train_*.py"))
 
 
 def _run(path, capsys):
@@ -32,6 +33,12 @@ def test_example_learns_and_so_it_does_with_adamw_after_a_swap_of_one_line(path,
     assert adamw_accuracy >= 95
     assert adamw_losses[0] == losses[0]  # the same model and data
     assert adamw_losses[1:] != losses[1:]  # another optimizer
+
+
+def test_the_hybrid_example_learns(capsys):
+    losses, accuracy = _run(FOLDER / "hybrid_classifier.py", capsys)
+    assert losses[-1] < losses[0] / 10
+    assert accuracy >= 95
 
 
 def test_there_is_an_example_of_each_flax_api():

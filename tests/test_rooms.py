@@ -55,6 +55,10 @@ refreshable: surrogate typing
 probing: surrogate qnodes devices circuit fourier provenance checks
 surrogate: fourier half_turns saving provenance trees
 nn/_transformer: nn/_attention
+nn/_layer: hybrid/functions devices checks
+hybrid/functions: hybrid/asking hybrid/tracing devices host
+hybrid/asking: hybrid/tracing host
+hybrid/tracing: host
 nn/_attention: harmonics devices circuit checks
 harmonics: half_turns trees xla
 qnodes: devices host circuit
@@ -155,9 +159,13 @@ def test_data_flow_one_way():
                 "probing",
                 "qnodes",
                 "spectral/circuit",
+                "hybrid/functions",
+                "hybrid/asking",
+                "hybrid/tracing",
+                "nn/_layer",
             },
         ),
-        ("flax", {"nn/_attention", "nn/_transformer"}),
+        ("flax", {"nn/_attention", "nn/_layer", "nn/_transformer"}),
     ],
 )
 def test_each_library_is_known_to_few(library, rooms):

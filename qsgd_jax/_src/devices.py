@@ -36,6 +36,7 @@ __all__ = [
     "opened",
     "run",
     "run_settings",
+    "shots_of",
     "traced_by_jax",
     "try_out",
 ]
@@ -168,6 +169,25 @@ def n_shots(circuit: Circuit, device: Device, shots: int | None) -> int | None:
     return shots
 
 
+def shots_of(qnode: Any) -> int | None:
+    """How often a QNode's device measures; `None` if it answers exactly.
+
+    Raises:
+      ValueError: if it has a vector of shots, or the device can only measure and has no number.
+    """
+    if qnode.shots.has_partitioned_shots:
+        raise ValueError(
+            f"{qnode.func.__name__} has a vector of shots, {qnode.shots.shot_vector}; allowed is "
+            "one number, by qml.set_shots."
+        )
+    if not qnode.shots and measures_only(qnode.device):
+        raise ValueError(
+            f"{qnode.func.__name__} has no shots, and {qnode.device.name!r} can only measure; say "
+            "how often by qml.set_shots."
+        )
+    return qnode.shots.total_shots
+
+
 def measures_only(device: Device) -> bool:
     """Whether a device is known to have no exact answers.
 
@@ -181,8 +201,8 @@ def measures_only(device: Device) -> bool:
 def traced_by_jax() -> Iterator[None]:
     """While JAX traces a simulation: in full precision, and with no word of what is meant so."""
     with warnings.catch_warnings(), jax.default_matmul_precision("highest"):
-        # PennyLane asks for complex128 at any precision, and JAX for a deprecated name.
-        warnings.filterwarnings("ignore", "Explicitly requested dtype .*complex128", UserWarning)
+        # PennyLane asks for double precision always, and JAX for a deprecated name.
+        warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
         warnings.filterwarnings("ignore", "jax.core.is_concrete", DeprecationWarning)
         yield
 

@@ -25,7 +25,7 @@ Angles = Float[np.ndarray, "*lead depth n 2"]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 # Bounds the memory that the tapes or state vectors of one call to a device take.
-_MAX_BATCH = 4096
+MAX_BATCH = 4096
 # A device holds one state vector, and PennyLane records gates in one place for all threads: two
 # of them, of a training loop or of XLA, would share both.
 ONE_AT_A_TIME = threading.RLock()
@@ -141,7 +141,7 @@ def _in_chunks(
     n_qubits: int,
 ) -> np.ndarray:
     with few_threads(device, n_qubits):
-        chunks = iter(lambda: list(itertools.islice(tapes, _MAX_BATCH)), [])
+        chunks = iter(lambda: list(itertools.islice(tapes, MAX_BATCH)), [])
         answers = [np.asarray(ask(chunk)) for chunk in chunks]
     return np.concatenate(answers or [np.zeros(0)])
 
@@ -160,8 +160,8 @@ def _run_broadcast(
     encoding = encoding.reshape((math.prod(shape), *encoding.shape[-2:]))
     angles = angles.reshape((math.prod(shape), *angles.shape[-3:]))
     answers = [np.zeros((0, circuit.n_outputs(readout)))]
-    for i in range(0, len(encoding), _MAX_BATCH):
-        chunk = slice(i, i + _MAX_BATCH)
+    for i in range(0, len(encoding), MAX_BATCH):
+        chunk = slice(i, i + MAX_BATCH)
         tape = _tape(circuit, device, readout, encoding[chunk], angles[chunk], shots)
         (found,) = qml.execute([tape], device, diff_method=None)
         found = stacked(found, readout, circuit.n_qubits)

@@ -1,0 +1,102 @@
+"""Running a QNode's circuits at many settings on the host, in one batch, from NumPy to NumPy.
+
+No JAX call is made here: inside a callback it would deadlock.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from pennylane.devices import Device, ExecutionConfig
+from pennylane.tape import QuantumScript
+
+from qsgd_jax._src.host import MAX_BATCH, alone, few_threads
+from qsgd_jax._src.hybrid.tracing import Template
+
+Settings = Float[np.ndarray, "*lead angles"]
+Operands = Sequence[np.ndarray]
+
+
+class Asked:
+    """A device, and the circuits that it runs at each setting.
+
+    Args:
+      templates: the circuits.
+      config: how the device runs them.
+      device: the device.
+    """
+
+    def __init__(self, templates: Sequence[Template], config: ExecutionConfig, device: Device):
+        self.templates, self._config, self._device = templates, config, device
+        self.size = sum(one.size for one in templates)
+
+    def answers(self, angles: Settings, operands: Operands) -> Float[np.ndarray, "*lead numbers"]:
+        """All results of all circuits at each setting.
+
+        Args:
+          angles: of the gates in radians, one template after the other.
+          operands: what else they are given, after the same leading axes.
+        """
+
+        def ask(tapes: list[QuantumScript]) -> list[Any]:
+            return [_flat(one) for one in self._device.execute(tapes, self._config)]
+
+        found = self._run(ask, angles, operands)
+        return np.reshape(found, (*angles.shape[:-1], self.size))
+
+    def slopes(
+        self, angles: Settings, operands: Operands
+    ) -> Float[np.ndarray, "*lead numbers 1+angles"]:
+        """The same, and after each result its derivative by each angle; by the adjoint method.
+
+        Args:
+          angles: as for `answers`.
+          operands: likewise.
+        """
+
+        def ask(tapes: list[QuantumScript]) -> list[Any]:
+            found = self._device.execute_and_compute_derivatives(tapes, self._config)
+            return list(zip(*found, strict=True))
+
+        found = iter(self._run(ask, angles, operands))
+        rows = np.zeros((math.prod(angles.shape[:-1]), self.size, 1 + angles.shape[-1]))
+        for row in rows:
+            number, angle = 0, 1
+            for one in self.templates:
+                numbers = slice(number, number := number + one.size)
+                own = slice(angle, angle := angle + len(one.angles))
+                value, slopes = next(found)
+                row[numbers, 0] = _flat(value)
+                row[numbers, own] = np.reshape(slopes, (one.size, len(one.angles)))
+        return rows.reshape((*angles.shape[:-1], *rows.shape[1:]))
+
+    @alone
+    def _run(
+        self, ask: Callable[[list[QuantumScript]], list[Any]], angles: Settings, operands: Operands
+    ) -> list[Any]:
+        lead = angles.shape[:-1]
+        tapes = (
+            tape
+            for place in np.ndindex(lead)
+            for tape in self._bound(angles[place], [x[place] for x in operands])
+        )
+        n_qubits = max((len(one.tape.wires) for one in self.templates), default=0)
+        with few_threads(self._device, n_qubits):
+            chunks = iter(lambda: list(itertools.islice(tapes, MAX_BATCH)), [])
+            return [answer for chunk in chunks for answer in ask(chunk)]
+
+    def _bound(self, angles: np.ndarray, operands: Operands) -> Iterator[QuantumScript]:
+        angle, operand = iter(angles.tolist()), iter(operands)
+        for one in self.templates:
+            places = sorted(one.angles + one.operands)
+            values = [next(operand if place in one.operands else angle) for place in places]
+            yield one.tape.bind_new_parameters(values, places)
+
+
+def _flat(results: Any) -> np.ndarray:
+    """Of one circuit, which has one measurement or several."""
+    several = results if isinstance(results, tuple | list) else (results,)
+    return np.concatenate([np.ravel(x) for x in several]).astype(np.float64)

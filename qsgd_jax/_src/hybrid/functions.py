@@ -1,0 +1,180 @@
+"""A QNode as a JAX function of one input: differentiable, and one device call for a whole batch."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pennylane as qml
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float, UInt32
+from pennylane.devices import ExecutionConfig
+
+from qsgd_jax._src.devices import traced_by_jax
+from qsgd_jax._src.host import alone
+from qsgd_jax._src.hybrid.asking import Asked
+from qsgd_jax._src.hybrid.tracing import Template, check, traced
+
+Angles = Float[Array, " angles"]
+Numbers = Float[Array, " numbers"]
+Key = UInt32[Array, "2"]
+
+
+def answer(qnode: Any, arguments: Mapping[str, Array], key: Key, dtype: Any) -> Array:
+    """What a QNode answers at one input, to be batched by `jax.vmap`.
+
+    Args:
+      qnode: a QNode of expectation values, variances or probabilities.
+      arguments: by name, traced by JAX.
+      key: raw key data that differ from call to call where the device measures.
+      dtype: float32 or float64.
+
+    Returns:
+      An array; several answers flat, one after the other.
+    """
+    if simulated_by_jax(qnode):
+        found = _simulated(qnode, arguments)
+    else:
+        with traced_by_jax():
+            program = traced(qnode, arguments, dtype)
+        ask = _asking(Asked(program.templates, program.config, qnode.device), program.config)
+        numbers = iter(_split(ask(program.angles, program.operands, key), program.templates))
+        results = [
+            _unwrapped([next(numbers).reshape(shape) for shape in one.shapes])
+            for one in program.templates
+        ]
+        found = program.finish(results)
+    leaves = [jnp.asarray(x) for x in jax.tree.leaves(found)]
+    for leaf in leaves:
+        if jnp.iscomplexobj(leaf):
+            raise ValueError(
+                f"{qnode.func.__name__} answers complex numbers; allowed are real ones, of "
+                "qml.expval, qml.var or qml.probs."
+            )
+    if len(leaves) == 1:
+        return leaves[0].astype(dtype)
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]).astype(dtype)
+
+
+def simulated_by_jax(qnode: Any) -> bool:
+    """Whether the device can become a part of the JAX program."""
+    config = ExecutionConfig(gradient_method="backprop")
+    return not qnode.shots and bool(qnode.device.supports_derivatives(config))
+
+
+@alone
+def _simulated(qnode: Any, arguments: Mapping[str, Array]) -> Any:
+    with traced_by_jax():
+        (tape,), _ = qml.workflow.construct_batch(qnode, level="top")(**arguments)
+        check(qnode.func.__name__, tape)
+        return qnode.update(interface="jax", diff_method="backprop")(**arguments)
+
+
+def _unwrapped(results: Sequence[Any]) -> Any:
+    """As a device answers: of one measurement it alone."""
+    return tuple(results) if len(results) > 1 else results[0]
+
+
+def _split(numbers: Numbers, templates: Sequence[Template]) -> list[Array]:
+    """Of each measurement."""
+    sizes = [int(np.prod(shape)) for one in templates for shape in one.shapes]
+    return jnp.split(numbers, np.cumsum(sizes)[:-1])
+
+
+def _asking(asked: Asked, config: ExecutionConfig) -> Any:
+    """A JAX function `(angles, operands, key) -> numbers`, with the device's derivative."""
+
+    def call(function: Any, shape: tuple[int, ...], angles: Any, operands: Any, key: Any) -> Array:
+        def host(angles: Any, operands: Any, _: Any) -> np.ndarray:
+            exact = np.asarray(angles, np.float64)
+            found = function(exact, [np.asarray(x) for x in operands])
+            return found.astype(angles.dtype)
+
+        result = jax.ShapeDtypeStruct(shape, angles.dtype)
+        # The key is an operand only: XLA takes calls of the same operands to have one result.
+        return jax.pure_callback(host, result, angles, operands, key, vmap_method="broadcast_all")
+
+    @jax.custom_jvp
+    def numbers(angles: Angles, operands: tuple[Array, ...], key: Key) -> Numbers:
+        return call(asked.answers, (asked.size,), angles, operands, key)
+
+    if config.gradient_method != "adjoint":
+        numbers.defjvp(_shift_rule(numbers, asked.templates), symbolic_zeros=True)
+        return numbers
+
+    @jax.custom_jvp
+    def slopes(
+        angles: Angles, operands: tuple[Array, ...], key: Key
+    ) -> Float[Array, "numbers 1+angles"]:
+        return call(asked.slopes, (asked.size, 1 + angles.size), angles, operands, key)
+
+    slopes.defjvp(_shift_rule(slopes, asked.templates), symbolic_zeros=True)
+
+    def adjoint_rule(primals: Any, tangents: Any) -> Any:
+        _check_constant(tangents[1])
+        if isinstance(tangents[0], SymbolicZero):
+            found = numbers(*primals)
+            return found, jnp.zeros_like(found)
+        found = slopes(*primals)
+        return found[:, 0], _matmul(found[:, 1:], tangents[0])
+
+    numbers.defjvp(adjoint_rule, symbolic_zeros=True)
+    return numbers
+
+
+# On a GPU, JAX's default is TF32.
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+_tensordot = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+
+def _check_constant(tangents: Sequence[Any]) -> None:
+    if not all(isinstance(x, SymbolicZero) for x in tangents):
+        raise NotImplementedError(
+            "a state or matrix has no derivative on this device; allowed is default.qubit, or to "
+            "prepare it by gates (qml.MottonenStatePreparation)."
+        )
+
+
+def _shift_rule(function: Any, templates: Sequence[Template]) -> Any:
+    r"""The general parameter-shift rule, of all angles in one call.
+
+    .. math:: \frac{\partial f}{\partial \alpha} = \sum_k c_k \, f(\alpha + s_k)
+
+    with the shifts of the gate's frequencies. One setting moves an angle of every circuit at once,
+    since no circuit's results know another's angles.
+    """
+    rules = [[_rule(x) for x in one.frequencies] for one in templates]
+    terms = [[(angle, c, s) for angle, rule in enumerate(each) for c, s in rule] for each in rules]
+    starts = np.cumsum([0, *(len(one.angles) for one in templates)])
+    ends = np.cumsum([0, *(one.size for one in templates)])
+    moves = np.zeros((1 + max(map(len, terms), default=0), starts[-1]))  # the first is none
+    for start, each in zip(starts, terms, strict=False):
+        for k, (angle, _, s) in enumerate(each):
+            moves[1 + k, start + angle] = s
+
+    def rule(primals: Any, tangents: Any) -> Any:
+        angles, operands, key = primals
+        _check_constant(tangents[1])
+        if isinstance(tangents[0], SymbolicZero):
+            found = function(*primals)
+            return found, jnp.zeros_like(found)
+        settings = angles + jnp.asarray(moves, angles.dtype)
+        found = jax.vmap(lambda x: function(x, operands, key))(settings)
+        parts = []
+        for i, each in enumerate(terms):
+            own = found[1 : 1 + len(each), ends[i] : ends[i + 1]]
+            factors = jnp.asarray([c for _, c, _ in each], angles.dtype)
+            moved = tangents[0][jnp.asarray([starts[i] + angle for angle, _, _ in each], int)]
+            parts.append(_tensordot(factors * moved, own))
+        return found[0], jnp.concatenate(parts)
+
+    return rule
+
+
+def _rule(frequencies: tuple[float, ...]) -> list[tuple[float, float]]:
+    """Coefficients and shifts of a gate's frequencies; none where it moves nothing."""
+    if not frequencies:
+        return []
+    return [(float(c), float(s)) for c, s in qml.gradients.generate_shift_rule(frequencies)]

@@ -1,0 +1,243 @@
+"""A QNode traced by JAX: circuits with places for angles, and the angles as JAX computes them."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pennylane as qml
+from jax.core import Tracer
+from jaxtyping import Array, Float
+from pennylane.devices import Device, ExecutionConfig
+from pennylane.devices.preprocess import decompose
+from pennylane.exceptions import DeviceError, ParameterFrequenciesUndefinedError
+from pennylane.measurements import ExpectationMP, ProbabilityMP, VarianceMP
+from pennylane.ops.mid_measure import MidMeasure
+from pennylane.ops.op_math import Conditional
+from pennylane.tape import QuantumScript
+
+from qsgd_jax._src.host import alone
+
+
+class Template(NamedTuple):
+    """A circuit as a device runs it.
+
+    Attributes:
+      tape: with stand-ins where JAX computes.
+      angles: places of the gates' angles among its parameters, in order.
+      operands: places of what else JAX computes, states and matrices.
+      shapes: of its results.
+      frequencies: of the results in each angle.
+    """
+
+    tape: QuantumScript
+    angles: tuple[int, ...]
+    operands: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    frequencies: tuple[tuple[float, ...], ...]
+
+    @property
+    def size(self) -> int:
+        """How many numbers it answers."""
+        return sum(map(math.prod, self.shapes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """What a QNode runs at one input.
+
+    Attributes:
+      templates: its circuits.
+      angles: those of their gates in radians, one template after the other.
+      operands: what else they are given, likewise.
+      finish: from their results to the QNode's answer.
+      config: how the device runs them.
+    """
+
+    templates: tuple[Template, ...]
+    angles: Float[Array, " angles"]
+    operands: tuple[Array, ...]
+    finish: Callable[[Sequence[Any]], Any]
+    config: ExecutionConfig
+
+
+@alone
+def traced(qnode: Any, arguments: Mapping[str, Any], dtype: Any) -> Traced:
+    """Trace a QNode at arguments that JAX traces; nothing is run.
+
+    Args:
+      qnode: exact, or with a number of shots.
+      arguments: by name.
+      dtype: of the angles.
+
+    Raises:
+      ValueError: if it measures in the middle, or what has no derivative.
+    """
+    tapes, recipe = qml.workflow.construct_batch(qnode, level="user")(**arguments)
+    for tape in tapes:
+        check(qnode.func.__name__, tape)
+    ready, finishes, config = _for_device(tapes, qnode.device)
+    counts = list(map(len, ready))
+
+    def finish(results: Sequence[Any]) -> Any:
+        ends = np.cumsum(counts)
+        batches = [results[end - count : end] for end, count in zip(ends, counts, strict=True)]
+        answers = (post(tuple(batch))[0] for post, batch in zip(finishes, batches, strict=True))
+        return recipe(tuple(answers))
+
+    templates, angles, operands = [], [], []
+    for tape in (tape for batch in ready for tape in batch):
+        template, own_angles, own_operands = _template(tape)
+        templates.append(template)
+        angles += own_angles
+        operands += own_operands
+    vector = jnp.stack([jnp.asarray(x, dtype) for x in angles]) if angles else jnp.zeros(0, dtype)
+    return Traced(tuple(templates), vector, tuple(operands), finish, config)
+
+
+def check(name: str, tape: QuantumScript) -> None:
+    """Refuse what is no circuit of gates and then measurements that have derivatives.
+
+    Args:
+      name: what its author has called it.
+      tape: the circuit.
+
+    Raises:
+      ValueError: with what it has, and what is allowed.
+    """
+    if any(isinstance(op, (MidMeasure, Conditional)) for op in tape.operations):
+        raise ValueError(f"{name} measures in the middle; allowed are gates, then measurements.")
+    for found in tape.measurements:
+        if not isinstance(found, (ExpectationMP, VarianceMP, ProbabilityMP)):
+            raise ValueError(f"{name} answers {found}; allowed are qml.expval, qml.var, qml.probs.")
+        observable: Any = found.obs
+        if observable is not None and any(isinstance(x, Tracer) for x in observable.data):
+            raise ValueError(
+                f"{name} measures a {type(observable).__name__} of numbers that JAX computes; "
+                "allowed are constants: multiply what it answers."
+            )
+
+
+def _for_device(
+    tapes: Sequence[QuantumScript], device: Device
+) -> tuple[list[Any], list[Any], ExecutionConfig]:
+    """What the device runs: gates of its own, made for its adjoint method where it has one."""
+    exact = not any(tape.shots for tape in tapes)
+    for method in ("adjoint", None) if exact else (None,):
+        try:
+            return _preprocessed(tapes, device, method)
+        except DeviceError:
+            if method is None:
+                raise
+    raise AssertionError("Without a method of its own the device has refused or answered.")
+
+
+def _preprocessed(
+    tapes: Sequence[QuantumScript], device: Device, method: str | None
+) -> tuple[list[Any], list[Any], ExecutionConfig]:
+    ready, finishes, config = [], [], ExecutionConfig()
+    for tape in tapes:
+        prepared, tape = _split(tape)
+        tape.trainable_params = sorted(sum(_places(tape), start=()))
+        config = device.setup_execution_config(ExecutionConfig(gradient_method=method), tape)
+        if method is not None and not device.supports_derivatives(config, tape):
+            raise DeviceError(f"{device.name} has no {method} method.")
+        batch, finish = device.preprocess_transforms(config)([tape])
+        ready.append([_after(prepared, _with_frequencies(one)) for one in batch])
+        finishes.append(finish)
+    return ready, finishes, config
+
+
+def _places(tape: QuantumScript) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of what JAX computes: single real numbers, and arrays."""
+    computed = [i for i, x in enumerate(_parameters(tape)) if isinstance(x, Tracer)]
+    angles = tuple(i for i in computed if _is_angle(_parameters(tape)[i]))
+    return angles, tuple(i for i in computed if i not in angles)
+
+
+def _parameters(tape: QuantumScript) -> list[Any]:
+    return tape.get_parameters(trainable_only=False)
+
+
+def _is_angle(value: Any) -> bool:
+    """Whether it is one real number that JAX computes."""
+    known = not isinstance(value, Tracer)
+    return not known and not value.shape and bool(jnp.issubdtype(value.dtype, jnp.floating))
+
+
+def _gate(tape: QuantumScript, place: int) -> tuple[Any, int]:
+    """Whose parameter it is, and which of its."""
+    info: Any = tape.par_info[place]
+    return info["op"], info["p_idx"]
+
+
+def _split(tape: QuantumScript) -> tuple[list[Any], QuantumScript]:
+    """A state that JAX computes, and the rest.
+
+    Devices would make it by gates for their adjoint method, one for each amplitude, and with angles
+    that have no derivative where an amplitude is zero.
+    """
+    first = tape.operations[:1]
+    computed = any(isinstance(x, Tracer) for op in first for x in op.data)
+    if not computed or not isinstance(first[0], qml.operation.StatePrepBase):
+        return [], tape
+    return first, tape.copy(operations=tape.operations[1:])
+
+
+def _after(prepared: list[Any], tape: QuantumScript) -> QuantumScript:
+    return tape.copy(operations=prepared + tape.operations) if prepared else tape
+
+
+def _with_frequencies(tape: QuantumScript) -> QuantumScript:
+    """The same of gates whose answers are known to be sines of their angles."""
+
+    def known(op: Any) -> bool:
+        return not any(map(_is_angle, op.data)) or _frequencies(op, 0) is not None
+
+    batch: Any = decompose(tape, stopping_condition=known, name="a QuantumLayer")
+    return batch[0][0]
+
+
+def _frequencies(op: Any, place: int) -> tuple[float, ...] | None:
+    """Of expectation values in an angle; none of a phase of all."""
+    if isinstance(op, qml.GlobalPhase):
+        return ()
+    try:
+        return tuple(map(float, op.parameter_frequencies[place]))
+    except ParameterFrequenciesUndefinedError:
+        return None
+
+
+def _template(tape: QuantumScript) -> tuple[Template, list[Any], list[Any]]:
+    """A tape without what JAX computes, and that."""
+    angles, operands = _places(tape)
+    values = _parameters(tape)
+    squared = any(isinstance(x, VarianceMP) for x in tape.measurements)
+    frequencies = []
+    for place in angles:
+        found = _frequencies(*_gate(tape, place)) or ()
+        frequencies.append(_of_squares(found) if squared else found)
+    stand_ins = [_stand_in(values[place].shape) for place in sorted(angles + operands)]
+    for op in tape.operations:  # what JAX has normalized in float32 would be refused
+        if "validate_norm" in op.hyperparameters:
+            op.hyperparameters["validate_norm"] = False
+    bound = tape.bind_new_parameters(stand_ins, sorted(angles + operands))
+    bound.trainable_params = list(angles)
+    shapes = tuple(x.shape(tape.shots.total_shots, len(tape.wires)) for x in tape.measurements)
+    template = Template(bound, angles, operands, shapes, tuple(frequencies))
+    return template, [values[place] for place in angles], [values[place] for place in operands]
+
+
+def _of_squares(frequencies: tuple[float, ...]) -> tuple[float, ...]:
+    """Of products of two such functions."""
+    sums = {abs(a + sign * b) for a in frequencies for b in frequencies for sign in (1, -1)}
+    return tuple(sorted((sums | set(frequencies)) - {0.0}))
+
+
+def _stand_in(shape: tuple[int, ...]) -> Any:
+    """An angle, a state, or a unitary."""
+    if not shape:
+        return 0.0
+    return np.eye(*shape) if len(shape) == 2 else np.eye(1, math.prod(shape)).reshape(shape)
