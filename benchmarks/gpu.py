@@ -37,6 +37,7 @@ Run, each in a process of its own and in this order:
   spectral   spectral_time: one step of the spectral form beside optax.contrib.muon, and whole
              training steps of a small transformer beside AdamW's
   attention  attention_time: quantum attention beside Flax's own
+  layer      quantum_layer_time: a QNode as a layer beside jax.vmap of it
   training   llm_cost: whole training steps of Llama-architecture models, and their memory
 
 Each part writes its results as it goes on. As it ends, its figures are printed, and written to
@@ -83,12 +84,14 @@ WHOLE = {"five quintics": 1.05, "three stages": 1.05}
 TRAINING = {"spectral": 1.05}
 # Not what needs several devices, or looks at what XLA:CPU makes of a program.
 ON_ONE_GPU = "not mesh and not shard_map and not no_tensor_is_larger"
+_LAYERS = "--devices default.qubit lightning.qubit"
 # Options of each part.
 _FULL: dict[str, Any] = {
     "tests": ["-n", "12", "-k", ON_ONE_GPU],
     "steps": "--millions 10 100 1000 --rounds 40 --repeats 1",
     "spectral": "--trees 256 transformer --whole --rounds 20",
     "attention": "--lengths 512 128 --rounds 30 --circuits-rounds 6",
+    "layer": f"{_LAYERS} --qubits 4 10 14 --batches 32 256 --rounds 7",
     "training": [
         (
             "smollm2-135m",
@@ -109,6 +112,7 @@ _SMALL: dict[str, Any] = {
     "steps": "--millions 1 --rounds 6 --repeats 1",
     "spectral": "--trees 64 --rounds 6",
     "attention": "--lengths 16 --rounds 6 --circuits-length 4 --circuits-rounds 6",
+    "layer": f"{_LAYERS} --qubits 2 --batches 4 --rounds 6",
     "training": [
         (
             "tiny",
@@ -175,6 +179,7 @@ def parts(output: Path, cache: Path, small: bool) -> list[Part]:
         _script("steps", 3, "step_time", [*sizes["steps"].split(), *steps], output, _steps),
         _script("spectral", 4, "spectral_time", sizes["spectral"].split(), output, _spectral),
         _script("attention", 2, "attention_time", sizes["attention"].split(), output, _attention),
+        _script("layer", 2, "quantum_layer_time", sizes["layer"].split(), output, _layer),
         *(
             _script(
                 f"training {model}",
@@ -247,6 +252,17 @@ def _attention(content: Any) -> list[Figure]:
         if name != "flax"
         for most in [ATTENTION.get(length)]
     ]
+
+
+def _layer(content: Any) -> list[Figure]:
+    figures = []
+    for device, passes in content["passes"].items():
+        for each in passes:
+            name = f"{device}, {each['n_qubits']} qubits, batch {each['batch']}"
+            layer, mapped = each["arms"]["layer"], each["arms"]["vmap"]
+            figures.append(Figure(f"{name}: layer, milliseconds", layer["milliseconds"]))
+            figures.append(_ratio(f"{name}: vmap", mapped, None))
+    return figures
 
 
 def _training(model: str, content: Any) -> list[Figure]:

@@ -130,6 +130,8 @@ def measure(
         for name in rng.permutation(list(calls)):
             seconds[name].append(calls[name]())
     found = ratios({name: np.array(times) for name, times in seconds.items()})
+    for row in found.values():  # of two rounds there is no interval
+        row |= {bound: reporting.finite(row[bound]) for bound in ("low", "high")}
     return {name: {**row, "first": first[name]} for name, row in found.items()}
 
 
@@ -152,7 +154,7 @@ def moons(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (x + rng.normal(0, 0.1, (n, 2))).astype(np.float32), moon
 
 
-def seconds_to_accuracy(kind: Any, device: str, steps: int = 200) -> dict[str, float]:
+def seconds_to_accuracy(kind: Any, device: str, steps: int = 200) -> dict[str, float | None]:
     """Train a hybrid classifier until it reads the test points rightly.
 
     Args:
@@ -161,7 +163,7 @@ def seconds_to_accuracy(kind: Any, device: str, steps: int = 200) -> dict[str, f
         steps: The most.
 
     Returns:
-        Seconds and steps until then; infinite if it was not reached.
+        Seconds and steps until then; `None` if it was not reached.
     """
     began, n_qubits, rngs = time.perf_counter(), 4, nnx.Rngs(0)
     shapes = {"weights": (DEPTH, n_qubits, 3)}
@@ -186,7 +188,7 @@ def seconds_to_accuracy(kind: Any, device: str, steps: int = 200) -> dict[str, f
         train_step(model, optimizer, points[drawn], labels[drawn])
         if step % 5 == 0 and np.mean(read(model, test) == answers) >= ACCURACY:
             return {"seconds": time.perf_counter() - began, "steps": step}
-    return {"seconds": float("inf"), "steps": float("inf")}
+    return {"seconds": None, "steps": None}
 
 
 def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
@@ -199,7 +201,7 @@ def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
                 f"{row['first']:.2f}",
                 f"{row['milliseconds']:.1f}",
                 f"{row['ratio']:.2f}",
-                f"{row['low']:.2f} … {row['high']:.2f}" if row["rounds"] > 5 else "",
+                "" if row["low"] is None else f"{row['low']:.2f} … {row['high']:.2f}",
             ]
             for each in configurations
             for name, row in each["arms"].items()
@@ -207,7 +209,11 @@ def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
         columns = ["circuit", "first, s", "ms", "ratio to the layer", "95 % interval"]
         found.append(reporting.Table(f"{device}, forward and backward", columns, rows))
     rows = [
-        [f"{device}: {name}", f"{row['seconds']:.1f}", f"{row['steps']:.0f}"]
+        [
+            f"{device}: {name}",
+            "never" if row["seconds"] is None else f"{row['seconds']:.1f}",
+            "–" if row["steps"] is None else f"{row['steps']}",
+        ]
         for device, arms in report["training"].items()
         for name, row in arms.items()
     ]
@@ -232,7 +238,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--python", metavar="PATH", help="of the environment with PyTorch")
     add("--output", type=Path, default=Path("results/quantum_layer_time"), metavar="PATH")
     args = parser.parse_args(argv)
-    report: dict[str, Any] = {"passes": {}, "training": {}, **reporting.provenance()}
+    report: dict[str, Any] = {
+        "benchmark": "quantum_layer_time",
+        "provenance": reporting.provenance(),
+        "passes": {},
+        "training": {},
+    }
     for arm in ARMS.values():  # what PennyLane and JAX load at their first use is not to be timed
         compiled(arm, args.devices[0], 1, 1)()
     grid = [(n, batch) for n in args.qubits for batch in args.batches]

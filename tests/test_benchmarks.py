@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from benchmarks import (
     datasets,
     device_matrix,
     landscapes,
+    quantum_layer_time,
     reporting,
     spectral_time,
     step_time,
@@ -322,6 +324,59 @@ def test_step_time_reports_ratios_of_every_optimizer(tmp_path, monkeypatch):
     assert 0 < entangled["memory_optimized"] <= 1.01 * leaf < entangled["default"]
     assert 0 < held["leading"]["state"] - held["adamw"]["state"] < 64 * 1024
     assert report["probe_seconds"] > 0 and set(report["compile_seconds"]) == set(small)
+
+
+def test_quantum_layer_time_compares_with_vmap_and_a_peer(tmp_path, monkeypatch):
+    peer = tmp_path / "peer.py"
+    peer.write_text(
+        "import sys\nprint('{}', flush=True)\nfor _ in sys.stdin: print(7.0, flush=True)"
+    )
+    monkeypatch.setattr(quantum_layer_time, "PEER", peer)
+    monkeypatch.setattr(quantum_layer_time, "ACCURACY", 0.6)
+    quantum_layer_time.main(
+        f"--devices lightning.qubit --qubits 2 --batches 3 --rounds 2 --python {sys.executable} "
+        f"--output {tmp_path}".split()
+    )
+    report = json.loads((tmp_path / "quantum_layer_time.json").read_text())
+    ((configuration,),) = report["passes"].values()
+    arms = configuration["arms"]
+    assert list(arms) == ["layer", "vmap", "torch"]
+    assert arms["torch"]["milliseconds"] == 7000 and arms["torch"]["first"] == 7
+    assert arms["layer"]["ratio"] == 1
+    for name, row in report["training"]["lightning.qubit"].items():
+        assert row["seconds"] > 0 and row["steps"] <= 200, name
+    passes, trained = quantum_layer_time.tables(report)
+    assert [row[0] for row in passes.rows][-1] == "2 qubits, batch 3: torch"
+    assert len(trained.rows) == 2
+    report["training"]["lightning.qubit"]["vmap"] = {"seconds": None, "steps": None}
+    assert quantum_layer_time.tables(report)[1].rows[1][1:] == ["never", "–"]
+
+
+@pytest.mark.parametrize("kind", quantum_layer_time.ARMS)
+def test_both_arms_of_the_layer_s_time_compute_the_same(kind):
+    loss, (_, by_inputs) = quantum_layer_time.compiled(
+        quantum_layer_time.ARMS[kind], "lightning.qubit", 2, 3
+    )()
+    expected, (_, by_expected) = quantum_layer_time.compiled(
+        quantum_layer_time.Mapped, "default.qubit", 2, 3
+    )()
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    np.testing.assert_allclose(by_inputs, by_expected, atol=1e-4)
+
+
+def test_a_slow_pass_is_not_waited_for_again():
+    counts = {"slow": 0, "quick": 0}
+
+    def call(name, seconds):
+        counts[name] += 1
+        return seconds
+
+    calls = {name: partial(call, name, x) for name, x in (("slow", 3.0), ("quick", 1.0))}
+    found = quantum_layer_time.measure(calls, rounds=9, patience=2.0)
+    assert counts == {"slow": 4, "quick": 4}
+    assert found["quick"]["ratio"] == pytest.approx(1 / 3)
+    quantum_layer_time.measure(calls, rounds=9, patience=4.0)
+    assert counts == {"slow": 15, "quick": 15}
 
 
 @pytest.mark.slow

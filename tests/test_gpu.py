@@ -111,6 +111,7 @@ def test_each_script_takes_its_options(tmp_path, small):
         "step_time.json",
         "spectral_time.json",
         "attention_time.json",
+        "quantum_layer_time.json",
         "llm_cost.json",
     }
 

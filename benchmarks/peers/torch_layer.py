@@ -6,7 +6,7 @@ standard input with the seconds of one pass.
 """
 
 # The peer's environment is not the one that checks types:
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportCallIssue=false
 
 from __future__ import annotations
 
