@@ -40,7 +40,7 @@ and weights) of AngleEmbedding and two StronglyEntanglingLayers, each qubit's Z 
 first is the first call, with what is traced and compiled then; ms is one call after it, the median
 over rounds, in which each has its turn in a random order. Ratios are to the layer's within the
 round, with their 95 % intervals (order statistics). Where a call takes more than --patience
-seconds, it is timed twice and not again. On default.qubit the layer is the vmap of the QNode; two
+seconds, there are two rounds alone. On default.qubit the layer is the vmap of the QNode; two
 equal rows tell the noise.
 
 The last table trains the model of examples/hybrid_classifier.py with the layer, and with jax.vmap
@@ -244,8 +244,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "passes": {},
         "training": {},
     }
-    for arm in ARMS.values():  # what PennyLane and JAX load at their first use is not to be timed
-        compiled(arm, args.devices[0], 1, 1)()
+    for device in args.devices:  # what is loaded at the first use is not to be timed
+        for arm in ARMS.values():
+            compiled(arm, device, 1, 1)()
     grid = [(n, batch) for n in args.qubits for batch in args.batches]
     for device in args.devices:
         for n_qubits, batch in tqdm(grid, desc=device):

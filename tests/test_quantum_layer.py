@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 from qsgd_jax._src import host
-from qsgd_jax._src.hybrid import asking
+from qsgd_jax._src.hybrid import asking, functions
 from qsgd_jax.nn import QuantumLayer
 
 N = 3
@@ -478,6 +478,137 @@ def test_as_torch_layer_one_stands_for_a_scalar():
     assert [getattr(layer, name).shape for name in layer.weight_names] == [(), (1,), (2,)]
 
 
+# What devices do in their own ways
+
+
+def _constant_matrix(inputs, weights):
+    """Which lightning's adjoint method does not count."""
+    qml.RY(weights[0, 0, 0], wires=0)
+    qml.DiagonalQubitUnitary(np.array([1, 1j]), wires=0)
+    qml.CRot(0.1, 0.2, 0.3, wires=[0, 1])
+    qml.Rot(0.1, 0.2, 0.3, wires=0)
+    qml.RX(inputs[0], wires=0)
+    return _signs()
+
+
+def _orbital_rotation(inputs, weights):
+    qml.BasisState(np.array([1, 1, 0, 0]), wires=range(4))
+    qml.OrbitalRotation(inputs[0], wires=range(4))
+    qml.RX(weights[0, 0, 0], wires=0)
+    return qml.expval(qml.Z(0)), qml.expval(qml.Z(2))
+
+
+def _evolution(inputs, weights):
+    qml.Hadamard(0)
+    qml.evolve(qml.X(0) @ qml.Y(1), inputs[0])
+    qml.RX(weights[0, 0, 0], wires=2)
+    return _signs()
+
+
+def _product(inputs, weights):
+    qml.prod(qml.RX(inputs[0], 0), qml.RY(inputs[1], 1))
+    qml.ctrl(qml.RX(weights[0, 0, 0], 2), control=[0, 1])
+    return _signs()
+
+
+def _broadcast(inputs, weights):
+    qml.RX(inputs, wires=0)
+    qml.RY(weights[0, 0, 0], wires=0)
+    return qml.expval(qml.Z(0))
+
+
+ANGLE, MATRIX = jnp.float32(0.3), jnp.array([[0, 1], [1, 0]], complex)
+
+
+def _constants_of_jax(inputs, weights):
+    qml.RX(ANGLE, wires=0)
+    qml.QubitUnitary(MATRIX, wires=0)
+    qml.RY(inputs[0] + weights[0, 0, 0], wires=0)
+    return qml.expval(qml.Z(0))
+
+
+PECULIAR = [
+    _constant_matrix,
+    _orbital_rotation,
+    _evolution,
+    _product,
+    _broadcast,
+    _constants_of_jax,
+]
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
+@pytest.mark.parametrize("circuit", PECULIAR)
+def test_peculiar_gates_are_those_of_default_qubit(circuit):
+    layers = [
+        QuantumLayer(_qnode(circuit, device, wires=4), DEEP, rngs=nnx.Rngs(0))
+        for device in ("lightning.qubit", "default.qubit")
+    ]
+    inputs = _inputs(4)
+    found, expected = (layer(inputs) for layer in layers)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    weights = jnp.arange(1.0, 1 + found.size).reshape(found.shape)
+
+    def slopes(layer):
+        return nnx.grad(lambda m, x: jnp.sum(weights * m(x)), argnums=(0, 1))(layer, inputs)
+
+    for a, b in zip(*map(jax.tree.leaves, map(slopes, layers)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
+@pytest.mark.parametrize("circuit", [_product, _broadcast, _constants_of_jax, _several])
+def test_peculiar_gates_are_measured(circuit):
+    measured, exact = (
+        QuantumLayer(qnode, DEEP, rngs=nnx.Rngs(0))
+        for qnode in (_qnode(circuit, "default.qubit", 20_000), _qnode(circuit, "default.qubit"))
+    )
+    inputs = _inputs(4)
+    np.testing.assert_allclose(measured(inputs), exact(inputs), atol=0.06)
+    slopes = [nnx.grad(lambda m, x: m(x).sum(), argnums=1)(m, inputs) for m in (measured, exact)]
+    np.testing.assert_allclose(*slopes, atol=0.2)
+
+
+def test_a_device_keeps_no_states_of_passes_that_are_over():
+    layer, inputs = _layer(), _inputs(4)
+    layer(inputs)
+    for step in range(3):
+        jax.block_until_ready(jax.grad(lambda x: layer(x).sum())(inputs + step))
+    assert not layer.qnode.device._intermediate_states
+
+
+@pytest.mark.parametrize("device", ["lightning.qubit", "default.qubit"])
+def test_answers_come_in_the_order_of_the_qnode(device):
+    def named(inputs):
+        qml.RX(inputs[0], 0)
+        return {"b": qml.expval(qml.Z(0)), "a": qml.expval(qml.Z(1))}
+
+    def swapped(inputs):
+        first = qml.expval(qml.Z(0))
+        return qml.expval(qml.Z(1)), first
+
+    x = jnp.ones(1)
+    found = QuantumLayer(_qnode(named, device), {}, rngs=nnx.Rngs(0))(x)
+    np.testing.assert_allclose(found, [np.cos(1), 1], atol=1e-6)
+    with pytest.raises(ValueError, match="in the order they are measured"):
+        QuantumLayer(_qnode(swapped, device), {}, rngs=nnx.Rngs(0))(x)
+
+
+@pytest.mark.parametrize("frequencies", [(1.0,), (0.5, 1.0), (1.0, 3.0), (0.5, 1.0, 1.5, 2.0)])
+def test_shifts_differentiate_sines_of_their_frequencies(frequencies):
+    rng = np.random.default_rng(0)
+    amplitudes, phases = rng.normal(size=(2, len(frequencies)))
+
+    def value(x):
+        return np.sum(amplitudes * np.sin(np.array(frequencies) * x + phases))
+
+    slope = np.sum(
+        amplitudes * np.array(frequencies) * np.cos(np.array(frequencies) * 0.4 + phases)
+    )
+    found = sum(c * value(0.4 + s) for c, s in functions._rule(frequencies))
+    assert found == pytest.approx(slope, abs=1e-9)
+
+
 # Bad input
 
 
@@ -520,6 +651,20 @@ def _traced_observable(inputs, weights):
     return qml.expval(inputs[0] * qml.Z(0))
 
 
+def _of_numpy(inputs, weights):
+    qml.RX(np.sin(inputs[0]), wires=0)
+    return _signs()
+
+
+def _index(inputs, weights):
+    [qml.RX, qml.RY][jnp.int32(inputs[0])](0.1, 0)
+    return _signs()
+
+
+def _nothing(inputs, weights):
+    qml.RX(0.1, 0)
+
+
 def _for_batches(inputs, weights):
     qml.RX(inputs[:, 0], wires=0)
     return _signs()
@@ -544,6 +689,7 @@ def _for_batches(inputs, weights):
             ValueError,
             r"\(2,\), not \(2, 3, 3\)",
         ),
+        (_angle_embedding, DEEP, {"weight_init": {"w": 0.0}}, ValueError, "weight_init has w; "),
         (_angle_embedding, DEEP, {"param_dtype": int}, TypeError, "must be a floating type"),
         (_angle_embedding, DEEP, {"rngs": 0}, TypeError, "rngs=0 must be flax.nnx.Rngs"),
     ],
@@ -558,12 +704,37 @@ def test_what_is_no_qnode_is_refused():
         QuantumLayer(_angle_embedding, DEEP, rngs=nnx.Rngs(0))
 
 
-def test_a_weight_may_not_hide_what_a_layer_has():
-    def circuit(inputs, qnode):
+@pytest.mark.parametrize("name", ["qnode", "rngs", "shots", "train", "_held"])
+def test_a_weight_may_not_hide_what_a_layer_has(name):
+    def circuit(inputs, **weights):
         return _signs()
 
-    with pytest.raises(ValueError, match="a weight 'qnode' would hide"):
-        QuantumLayer(_qnode(circuit), {"qnode": 2}, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=f"a weight '{name}' would hide"):
+        QuantumLayer(_qnode(circuit), {name: 2}, rngs=nnx.Rngs(0))
+
+
+def test_a_partial_of_a_function_is_a_circuit():
+    def circuit(inputs, weights, turns):
+        qml.RX(turns * weights + inputs[0], 0)
+        return qml.expval(qml.Z(0))
+
+    qnode = _qnode(functools.partial(circuit, turns=2.0))
+    layer = QuantumLayer(qnode, {"weights": 1}, rngs=nnx.Rngs(0))
+    expected = np.cos(2 * layer.weights[...] + 0.5)
+    np.testing.assert_allclose(layer(jnp.array([0.5])), expected, atol=1e-6)
+
+
+def test_a_device_that_measures_the_same_each_time_is_refused():
+    device = qml.device("default.qubit", wires=N, seed=jax.random.key(0))
+    qnode = qml.set_shots(qml.QNode(_angle_embedding, device), 10)
+    with pytest.raises(ValueError, match="a JAX key for a seed"):
+        QuantumLayer(qnode, DEEP, rngs=nnx.Rngs(0))
+
+
+def test_a_device_that_has_samples_instead_is_refused():
+    layer = QuantumLayer(_qnode(_several, "reference.qubit", 100), DEEP, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"_several answers sample"):
+        layer(_inputs())
 
 
 def test_shots_must_be_one_number():
@@ -583,11 +754,14 @@ def test_a_device_that_can_only_measure_needs_shots():
     [
         (_loop, "_loop: its structure depends on the values"),
         (_branch, "_branch: its structure depends on the values"),
-        (_midway, "_midway measures in the middle"),
-        (_state, "_state answers state.*allowed are qml.expval"),
-        (_samples, "_samples answers sample.*allowed are qml.expval"),
+        (_index, "_index: its structure depends on the values"),
+        (_of_numpy, "_of_numpy: it calls NumPy on inputs or weights; allowed is jax.numpy"),
+        (_nothing, "_nothing fails at one input of .*measurement"),
+        (_midway, "^_midway measures in the middle"),
+        (_state, "^_state answers state.*allowed are qml.expval"),
+        (_samples, "^_samples answers sample.*allowed are qml.expval"),
         (_traced_observable, "measures a .* of numbers that JAX computes"),
-        (_for_batches, "_for_batches cannot take inputs of shape .* one input at a time"),
+        (_for_batches, r"_for_batches fails at one input of \(3,\), weights of"),
     ],
 )
 def test_what_cannot_be_traced_is_refused_by_name(circuit, message, device):
@@ -598,14 +772,16 @@ def test_what_cannot_be_traced_is_refused_by_name(circuit, message, device):
 @pytest.mark.parametrize("device", ["lightning.qubit", "default.qubit"])
 def test_shapes_that_do_not_fit_are_named(device):
     layer = QuantumLayer(_qnode(_angle_embedding, device), {"weights": (2, N)}, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"angle_embedding cannot take .* weights of \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"angle_embedding fails at .*, weights of \(2, 3\)"):
         layer(_inputs(4))
-    with pytest.raises(ValueError, match=r"cannot take inputs of shape \(7,\)"):
+    with pytest.raises(ValueError, match=r"fails at one input of \(7,\)"):
         _layer(device=device)(jnp.ones((4, 7)))
     with pytest.raises(ValueError, match="must have an axis of features"):
         _layer(device=device)(jnp.float32(1))
 
 
 def test_a_state_has_no_derivative_on_a_device():
-    with pytest.raises(NotImplementedError, match=r"allowed is default\.qubit, or .* by gates"):
+    with pytest.raises(
+        NotImplementedError, match=r"allowed is default\.qubit without shots, or .* by gates"
+    ):
         jax.grad(lambda x: _layer(_amplitude_embedding)(x).sum())(_inputs(4))

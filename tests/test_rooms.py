@@ -55,7 +55,7 @@ refreshable: surrogate typing
 probing: surrogate qnodes devices circuit fourier provenance checks
 surrogate: fourier half_turns saving provenance trees
 nn/_transformer: nn/_attention
-nn/_layer: hybrid/functions devices checks
+nn/_layer: hybrid/functions hybrid/tracing devices host checks
 hybrid/functions: hybrid/asking hybrid/tracing devices host
 hybrid/asking: hybrid/tracing host
 hybrid/tracing: host

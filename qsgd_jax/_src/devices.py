@@ -26,7 +26,7 @@ from pennylane.exceptions import DeviceError
 
 from qsgd_jax._src.callbacks import host_function, sampling_function
 from qsgd_jax._src.circuit import Circuit, Readout, open_device
-from qsgd_jax._src.host import Prepared, alone, run_on_host, stacked, wires
+from qsgd_jax._src.host import Prepared, alone, name_of, run_on_host, stacked, wires
 
 __all__ = [
     "check",
@@ -173,17 +173,24 @@ def shots_of(qnode: Any) -> int | None:
     """How often a QNode's device measures; `None` if it answers exactly.
 
     Raises:
-      ValueError: if it has a vector of shots, or the device can only measure and has no number.
+      ValueError: if it has a vector of shots, or the device can only measure and has no number, or
+        measures the same in each call.
     """
+    name, device = name_of(qnode.func), qnode.device
     if qnode.shots.has_partitioned_shots:
         raise ValueError(
-            f"{qnode.func.__name__} has a vector of shots, {qnode.shots.shot_vector}; allowed is "
-            "one number, by qml.set_shots."
+            f"{name} has a vector of shots, {qnode.shots.shot_vector}; allowed is one number, by "
+            "qml.set_shots."
         )
-    if not qnode.shots and measures_only(qnode.device):
+    if not qnode.shots and measures_only(device):
         raise ValueError(
-            f"{qnode.func.__name__} has no shots, and {qnode.device.name!r} can only measure; say "
-            "how often by qml.set_shots."
+            f"{name} has no shots, and {device.name!r} can only measure; say how often by "
+            "qml.set_shots."
+        )
+    if qnode.shots and getattr(device, "_prng_key", None) is not None:
+        raise ValueError(
+            f"{name} has a device with a JAX key for a seed, by which each call would measure the "
+            "same; allowed is an integer, or none."
         )
     return qnode.shots.total_shots
 

@@ -56,6 +56,12 @@ def _without_capture() -> Iterator[None]:
         yield
 
 
+def name_of(function: Any) -> str:
+    """What its author has called a function, or the one that a `functools.partial` calls."""
+    function = getattr(function, "func", function)
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def wires(circuit: Circuit, device: Device) -> Any:
     """The wires of the device that the circuit takes; `None` if it has no labels."""
     return None if device.wires is None else device.wires[: circuit.n_qubits]

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from qsgd_jax._src.circuit import open_device
 from qsgd_jax._src.devices import traced_by_jax
-from qsgd_jax._src.host import ONE_AT_A_TIME, alone, few_threads
+from qsgd_jax._src.host import ONE_AT_A_TIME, alone, few_threads, name_of
 
 Settings = Float[np.ndarray, "settings inputs"]
 
@@ -37,8 +37,7 @@ class Call(NamedTuple):
     @property
     def name(self) -> str:
         """What its author has called it."""
-        function = self.function.func if self.is_qnode else self.function
-        return getattr(function, "__name__", type(function).__name__)
+        return name_of(self.function.func if self.is_qnode else self.function)
 
     def __call__(self, inputs: Any) -> Any:
         return self.function(*self.arguments, inputs, **self.keywords)

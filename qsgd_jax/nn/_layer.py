@@ -12,10 +12,13 @@ import pennylane as qml
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+from pennylane.exceptions import QuantumFunctionError
 
 from qsgd_jax._src import devices
 from qsgd_jax._src.checks import check_integer
+from qsgd_jax._src.host import name_of
 from qsgd_jax._src.hybrid.functions import answer
+from qsgd_jax._src.hybrid.tracing import RefusedError
 
 Shape = int | Sequence[int]
 
@@ -44,10 +47,11 @@ class QuantumLayer(nnx.Module):
       \frac{\partial y_b}{\partial z} = \sum_g \frac{\partial y_b}{\partial \alpha_g}
         \frac{\partial \alpha_g}{\partial z}
 
-    with gate angles α(x, θ). JAX traces the QNode once: what is classical in it (`2 * x`,
+    with gate angles α(x, θ). JAX traces the QNode: what is classical in it (`2 * x`,
     `jnp.arccos(x)`, the shape of a template) stays in the JAX program, and a device gets angles
-    alone, those of the whole batch in one call, also under `jax.vmap`, `nnx.scan` and
-    `jax.checkpoint`. With derivatives that call is the adjoint method's, where the device has it
+    (and states to prepare), those of the whole batch in one call, up to 4,096 circuits, also
+    under `jax.vmap`, `nnx.scan` and `jax.checkpoint` (of a layer that measures, nnx's: it takes
+    from a stream). With derivatives that call is the adjoint method's, where the device has it
     for what is measured; elsewhere the parameter-shift rule, with the frequencies of the gates.
     A device that JAX can trace (`default.qubit`, exact) becomes a part of the program: there the
     layer is `jax.vmap` of the QNode, and no faster.
@@ -59,7 +63,7 @@ class QuantumLayer(nnx.Module):
       qnode: its arguments are named; those with a default may be left out of `weight_shapes`.
       weight_shapes: of each weight, by its name: a number or a sequence. As in PennyLane's
         `TorchLayer`, 1 stands for a scalar.
-      weight_init: an initializer for all weights, or for each by name one, or an array. By
+      weight_init: an initializer for all weights, or for some by name one, or an array. By
         default uniform in [0, 2π).
       input_name: the argument that takes the inputs.
       param_dtype: of the weights.
@@ -115,12 +119,16 @@ class QuantumLayer(nnx.Module):
         self.input_name: str = input_name
         self.shots: int | None = devices.shots_of(qnode)
         self.weight_names: tuple[str, ...] = tuple(shapes)
+        self.rngs: Any = nnx.data(None)
+        if isinstance(weight_init, Mapping) and (unknown := sorted(set(weight_init) - set(shapes))):
+            raise ValueError(f"weight_init has {', '.join(unknown)}; allowed are {list(shapes)}.")
         for name, shape in shapes.items():
             if hasattr(type(self), name) or name in vars(self):
                 raise ValueError(f"a weight {name!r} would hide what a layer has; rename it.")
-            init = weight_init[name] if isinstance(weight_init, Mapping) else weight_init
+            init = weight_init.get(name) if isinstance(weight_init, Mapping) else weight_init
             setattr(self, name, nnx.Param(_initial(name, init, shape, param_dtype, rngs)))
-        self.rngs: Any = nnx.data(None) if self.shots is None else rngs.shots.fork()
+        if self.shots is not None:  # after the weights, which are those of an exact layer
+            self.rngs = rngs.shots.fork()
 
     @property
     def qnode(self) -> Any:
@@ -166,7 +174,7 @@ def _checked_shapes(shapes: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _check_signature(qnode: Any, shapes: Mapping[str, Any], input_name: str) -> None:
-    parameters, name = inspect.signature(qnode.func).parameters, qnode.func.__name__
+    parameters, name = inspect.signature(qnode.func).parameters, name_of(qnode.func)
     kinds = {x.kind for x in parameters.values()}
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         raise TypeError(f"{name} takes *args; allowed are arguments with names.")
@@ -210,17 +218,24 @@ def _batched(qnode, input_name, inputs, weights, key, dtype):
     floating = jnp.issubdtype(inputs.dtype, jnp.floating)
     rows = inputs.reshape(-1, inputs.shape[-1])
     rows = rows.astype(dtype) if floating else rows
+    name = name_of(qnode.func)
     try:
         found = jax.vmap(one)(rows)
-    except jax.errors.ConcretizationTypeError as error:
+    except RefusedError:
+        raise
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError) as error:
         raise ValueError(
-            f"{qnode.func.__name__}: its structure depends on the values of inputs or weights; "
-            f"allowed is one circuit for all. {str(error).splitlines()[0]}"
+            f"{name}: its structure depends on the values of inputs or weights; allowed is one "
+            f"circuit for all. {str(error).splitlines()[0]}"
         ) from error
-    except (TypeError, IndexError, ValueError) as error:
-        shapes = ", ".join(f"{name} of {x.shape}" for name, x in weights.items())
+    except jax.errors.TracerArrayConversionError as error:
         raise ValueError(
-            f"{qnode.func.__name__} cannot take inputs of shape {inputs.shape[-1:]} and {shapes}; "
-            f"a layer calls it with one input at a time. {error}"
+            f"{name}: it calls NumPy on inputs or weights; allowed is jax.numpy. "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    except (TypeError, IndexError, ValueError, QuantumFunctionError) as error:
+        shapes = "".join(f", {name} of {x.shape}" for name, x in weights.items())
+        raise ValueError(
+            f"{name} fails at one input of {inputs.shape[-1:]}{shapes}: {error}"
         ) from error
     return found.reshape(*inputs.shape[:-1], *found.shape[1:])

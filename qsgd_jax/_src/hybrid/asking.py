@@ -32,6 +32,7 @@ class Asked:
     def __init__(self, templates: Sequence[Template], config: ExecutionConfig, device: Device):
         self.templates, self._config, self._device = templates, config, device
         self.size = sum(one.size for one in templates)
+        self.differentiates = config.gradient_method == "adjoint"
 
     def answers(self, angles: Settings, operands: Operands) -> Float[np.ndarray, "*lead numbers"]:
         """All results of all circuits at each setting.

@@ -1,7 +1,9 @@
 """A QNode as a JAX function of one input: differentiable, and one device call for a whole batch."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -11,11 +13,12 @@ import pennylane as qml
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, UInt32
 from pennylane.devices import ExecutionConfig
+from pennylane.pytrees import flatten
 
 from qsgd_jax._src.devices import traced_by_jax
 from qsgd_jax._src.host import alone
 from qsgd_jax._src.hybrid.asking import Asked
-from qsgd_jax._src.hybrid.tracing import Template, check, traced
+from qsgd_jax._src.hybrid.tracing import Template, Traced, circuits, traced
 
 Angles = Float[Array, " angles"]
 Numbers = Float[Array, " numbers"]
@@ -37,22 +40,16 @@ def answer(qnode: Any, arguments: Mapping[str, Array], key: Key, dtype: Any) -> 
     if simulated_by_jax(qnode):
         found = _simulated(qnode, arguments)
     else:
-        with traced_by_jax():
-            program = traced(qnode, arguments, dtype)
-        ask = _asking(Asked(program.templates, program.config, qnode.device), program.config)
+        program = _program(qnode, arguments, dtype)
+        ask = _asking(Asked(program.templates, program.config, qnode.device))
         numbers = iter(_split(ask(program.angles, program.operands, key), program.templates))
         results = [
             _unwrapped([next(numbers).reshape(shape) for shape in one.shapes])
             for one in program.templates
         ]
         found = program.finish(results)
-    leaves = [jnp.asarray(x) for x in jax.tree.leaves(found)]
-    for leaf in leaves:
-        if jnp.iscomplexobj(leaf):
-            raise ValueError(
-                f"{qnode.func.__name__} answers complex numbers; allowed are real ones, of "
-                "qml.expval, qml.var or qml.probs."
-            )
+    # In the QNode's own order: JAX would sort a dictionary's.
+    leaves = [jnp.asarray(x) for x in flatten(found)[0]]
     if len(leaves) == 1:
         return leaves[0].astype(dtype)
     return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]).astype(dtype)
@@ -65,10 +62,15 @@ def simulated_by_jax(qnode: Any) -> bool:
 
 
 @alone
+def _program(qnode: Any, arguments: Mapping[str, Array], dtype: Any) -> Traced:
+    with traced_by_jax():
+        return traced(qnode, arguments, dtype)
+
+
+@alone
 def _simulated(qnode: Any, arguments: Mapping[str, Array]) -> Any:
     with traced_by_jax():
-        (tape,), _ = qml.workflow.construct_batch(qnode, level="top")(**arguments)
-        check(qnode.func.__name__, tape)
+        circuits(qnode, arguments)  # refuses what another device would
         return qnode.update(interface="jax", diff_method="backprop")(**arguments)
 
 
@@ -83,7 +85,7 @@ def _split(numbers: Numbers, templates: Sequence[Template]) -> list[Array]:
     return jnp.split(numbers, np.cumsum(sizes)[:-1])
 
 
-def _asking(asked: Asked, config: ExecutionConfig) -> Any:
+def _asking(asked: Asked) -> Any:
     """A JAX function `(angles, operands, key) -> numbers`, with the device's derivative."""
 
     def call(function: Any, shape: tuple[int, ...], angles: Any, operands: Any, key: Any) -> Array:
@@ -100,7 +102,7 @@ def _asking(asked: Asked, config: ExecutionConfig) -> Any:
     def numbers(angles: Angles, operands: tuple[Array, ...], key: Key) -> Numbers:
         return call(asked.answers, (asked.size,), angles, operands, key)
 
-    if config.gradient_method != "adjoint":
+    if not asked.differentiates:
         numbers.defjvp(_shift_rule(numbers, asked.templates), symbolic_zeros=True)
         return numbers
 
@@ -132,8 +134,8 @@ _tensordot = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precisio
 def _check_constant(tangents: Sequence[Any]) -> None:
     if not all(isinstance(x, SymbolicZero) for x in tangents):
         raise NotImplementedError(
-            "a state or matrix has no derivative on this device; allowed is default.qubit, or to "
-            "prepare it by gates (qml.MottonenStatePreparation)."
+            "a state or matrix has no derivative on this device; allowed is default.qubit without "
+            "shots, or to prepare it by gates (qml.MottonenStatePreparation)."
         )
 
 
@@ -177,4 +179,9 @@ def _rule(frequencies: tuple[float, ...]) -> list[tuple[float, float]]:
     """Coefficients and shifts of a gate's frequencies; none where it moves nothing."""
     if not frequencies:
         return []
-    return [(float(c), float(s)) for c, s in qml.gradients.generate_shift_rule(frequencies)]
+    fractions = [Fraction(x).limit_denominator(1000) for x in frequencies]
+    common = math.lcm(*(x.denominator for x in fractions))
+    unit = Fraction(math.gcd(*(int(x * common) for x in fractions)), common)
+    # All multiples: PennyLane takes any two frequencies for neighbours.
+    multiples = tuple(float(unit * i) for i in range(1, int(max(fractions) / unit) + 1))
+    return [(float(c), float(s)) for c, s in qml.gradients.generate_shift_rule(multiples)]

@@ -1,10 +1,12 @@
 """A QNode traced by JAX: circuits with places for angles, and the angles as JAX computes them."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pennylane as qml
@@ -17,8 +19,9 @@ from pennylane.measurements import ExpectationMP, ProbabilityMP, VarianceMP
 from pennylane.ops.mid_measure import MidMeasure
 from pennylane.ops.op_math import Conditional
 from pennylane.tape import QuantumScript
+from pennylane.transforms import broadcast_expand, convert_to_numpy_parameters
 
-from qsgd_jax._src.host import alone
+from qsgd_jax._src.host import name_of
 
 
 class Template(NamedTuple):
@@ -63,7 +66,10 @@ class Traced:
     config: ExecutionConfig
 
 
-@alone
+class RefusedError(ValueError):
+    """What a layer does not do, in words of its own."""
+
+
 def traced(qnode: Any, arguments: Mapping[str, Any], dtype: Any) -> Traced:
     """Trace a QNode at arguments that JAX traces; nothing is run.
 
@@ -73,19 +79,19 @@ def traced(qnode: Any, arguments: Mapping[str, Any], dtype: Any) -> Traced:
       dtype: of the angles.
 
     Raises:
-      ValueError: if it measures in the middle, or what has no derivative.
+      RefusedError: if it measures in the middle, or what has no derivative.
     """
-    tapes, recipe = qml.workflow.construct_batch(qnode, level="user")(**arguments)
-    for tape in tapes:
-        check(qnode.func.__name__, tape)
-    ready, finishes, config = _for_device(tapes, qnode.device)
+    tapes, recipe = circuits(qnode, arguments)
+    expanded: Any = broadcast_expand(tapes)
+    tapes, unbroadcast = expanded
+    ready, finishes, config = _for_device(name_of(qnode.func), tapes, qnode.device)
     counts = list(map(len, ready))
 
     def finish(results: Sequence[Any]) -> Any:
         ends = np.cumsum(counts)
         batches = [results[end - count : end] for end, count in zip(ends, counts, strict=True)]
         answers = (post(tuple(batch))[0] for post, batch in zip(finishes, batches, strict=True))
-        return recipe(tuple(answers))
+        return recipe(unbroadcast(tuple(answers)))
 
     templates, angles, operands = [], [], []
     for tape in (tape for batch in ready for tape in batch):
@@ -97,41 +103,61 @@ def traced(qnode: Any, arguments: Mapping[str, Any], dtype: Any) -> Traced:
     return Traced(tuple(templates), vector, tuple(operands), finish, config)
 
 
-def check(name: str, tape: QuantumScript) -> None:
-    """Refuse what is no circuit of gates and then measurements that have derivatives.
+def circuits(qnode: Any, arguments: Mapping[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
+    """What a QNode asks for, and how its answer is made of the results.
 
     Args:
-      name: what its author has called it.
-      tape: the circuit.
+      qnode: the QNode.
+      arguments: by name.
 
     Raises:
-      ValueError: with what it has, and what is allowed.
+      RefusedError: if they are no circuits of gates and then measurements that have derivatives.
     """
-    if any(isinstance(op, (MidMeasure, Conditional)) for op in tape.operations):
-        raise ValueError(f"{name} measures in the middle; allowed are gates, then measurements.")
+    # A copy, which keeps the circuit: else traced values would outlive their trace.
+    tape = copy.copy(qnode).construct((), dict(arguments))
+    tapes, recipe = qnode.compile_pipeline((tape,))
+    name = name_of(qnode.func)
+    for tape in tapes:
+        if any(isinstance(op, (MidMeasure, Conditional)) for op in tape.operations):
+            raise RefusedError(
+                f"{name} measures in the middle; allowed are gates, then measurements."
+            )
+        _check_measurements(name, tape)
+    return tapes, recipe
+
+
+def _check_measurements(name: str, tape: QuantumScript) -> None:
     for found in tape.measurements:
         if not isinstance(found, (ExpectationMP, VarianceMP, ProbabilityMP)):
-            raise ValueError(f"{name} answers {found}; allowed are qml.expval, qml.var, qml.probs.")
+            raise RefusedError(
+                f"{name} answers {found}; allowed are qml.expval, qml.var, qml.probs."
+            )
         observable: Any = found.obs
         if observable is not None and any(isinstance(x, Tracer) for x in observable.data):
-            raise ValueError(
+            raise RefusedError(
                 f"{name} measures a {type(observable).__name__} of numbers that JAX computes; "
                 "allowed are constants: multiply what it answers."
             )
 
 
 def _for_device(
-    tapes: Sequence[QuantumScript], device: Device
+    name: str, tapes: Sequence[QuantumScript], device: Device
 ) -> tuple[list[Any], list[Any], ExecutionConfig]:
     """What the device runs: gates of its own, made for its adjoint method where it has one."""
     exact = not any(tape.shots for tape in tapes)
     for method in ("adjoint", None) if exact else (None,):
         try:
-            return _preprocessed(tapes, device, method)
-        except DeviceError:
+            found = _preprocessed(tapes, device, method)
+            break
+        # Of some operators PennyLane asks for values before it takes them apart.
+        except (DeviceError, jax.errors.ConcretizationTypeError):
             if method is None:
                 raise
-    raise AssertionError("Without a method of its own the device has refused or answered.")
+    else:
+        raise AssertionError("Without a method of its own the device has refused or answered.")
+    for tape in (tape for batch in found[0] for tape in batch):
+        _check_measurements(name, tape)  # a device may have samples instead
+    return found
 
 
 def _preprocessed(
@@ -139,15 +165,35 @@ def _preprocessed(
 ) -> tuple[list[Any], list[Any], ExecutionConfig]:
     ready, finishes, config = [], [], ExecutionConfig()
     for tape in tapes:
-        prepared, tape = _split(tape)
-        tape.trainable_params = sorted(sum(_places(tape), start=()))
-        config = device.setup_execution_config(ExecutionConfig(gradient_method=method), tape)
+        prepared, tape = _split(tape) if method == "adjoint" else ([], tape)
+        # Constants, too: then the device takes gates of several angles apart.
+        tape.trainable_params = list(range(len(tape.get_parameters(operations_only=True))))
+        # Else each pass would leave its states in the device, for a later one that never comes.
+        wanted = ExecutionConfig(gradient_method=method, use_device_jacobian_product=False)
+        config = device.setup_execution_config(wanted, tape)
         if method is not None and not device.supports_derivatives(config, tape):
             raise DeviceError(f"{device.name} has no {method} method.")
         batch, finish = device.preprocess_transforms(config)([tape])
-        ready.append([_after(prepared, _with_frequencies(one)) for one in batch])
+        batch = [_after(prepared, _with_frequencies(one)) for one in batch]
+        if method is not None and not all(_differentiable(one, device) for one in batch):
+            raise DeviceError(f"{device.name} counts the angles of a gate in its own way.")
+        ready.append(batch)
         finishes.append(finish)
     return ready, finishes, config
+
+
+def _differentiable(tape: QuantumScript, device: Device) -> bool:
+    """Whether each gate has one angle, and the device's adjoint method knows it.
+
+    Lightning applies others as matrices, and then takes later angles for those of other gates.
+    """
+    known = device.capabilities.gate_set(differentiable=True) if device.capabilities else set()
+    return all(
+        not op.data
+        or isinstance(op, (qml.operation.StatePrepBase, qml.BasisState))
+        or (len(op.data) == 1 and op.name in known)
+        for op in tape.operations
+    )
 
 
 def _places(tape: QuantumScript) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -167,12 +213,6 @@ def _is_angle(value: Any) -> bool:
     return not known and not value.shape and bool(jnp.issubdtype(value.dtype, jnp.floating))
 
 
-def _gate(tape: QuantumScript, place: int) -> tuple[Any, int]:
-    """Whose parameter it is, and which of its."""
-    info: Any = tape.par_info[place]
-    return info["op"], info["p_idx"]
-
-
 def _split(tape: QuantumScript) -> tuple[list[Any], QuantumScript]:
     """A state that JAX computes, and the rest.
 
@@ -184,6 +224,12 @@ def _split(tape: QuantumScript) -> tuple[list[Any], QuantumScript]:
     if not computed or not isinstance(first[0], qml.operation.StatePrepBase):
         return [], tape
     return first, tape.copy(operations=tape.operations[1:])
+
+
+def _gate(tape: QuantumScript, place: int) -> tuple[Any, int]:
+    """Whose parameter it is, and which of its."""
+    info: Any = tape.par_info[place]
+    return info["op"], info["p_idx"]
 
 
 def _after(prepared: list[Any], tape: QuantumScript) -> QuantumScript:
@@ -206,7 +252,7 @@ def _frequencies(op: Any, place: int) -> tuple[float, ...] | None:
         return ()
     try:
         return tuple(map(float, op.parameter_frequencies[place]))
-    except ParameterFrequenciesUndefinedError:
+    except (ParameterFrequenciesUndefinedError, AttributeError):  # operators that are no gates
         return None
 
 
@@ -217,13 +263,17 @@ def _template(tape: QuantumScript) -> tuple[Template, list[Any], list[Any]]:
     squared = any(isinstance(x, VarianceMP) for x in tape.measurements)
     frequencies = []
     for place in angles:
-        found = _frequencies(*_gate(tape, place)) or ()
+        found = _frequencies(*_gate(tape, place))
+        assert found is not None, "Gates of unknown frequencies have been taken apart."
         frequencies.append(_of_squares(found) if squared else found)
     stand_ins = [_stand_in(values[place].shape) for place in sorted(angles + operands)]
     for op in tape.operations:  # what JAX has normalized in float32 would be refused
         if "validate_norm" in op.hyperparameters:
             op.hyperparameters["validate_norm"] = False
     bound = tape.bind_new_parameters(stand_ins, sorted(angles + operands))
+    # What is constant may be JAX's, and JAX may not be called on the host.
+    in_numpy: Any = convert_to_numpy_parameters(bound)
+    bound = in_numpy[0][0]
     bound.trainable_params = list(angles)
     shapes = tuple(x.shape(tape.shots.total_shots, len(tape.wires)) for x in tape.measurements)
     template = Template(bound, angles, operands, shapes, tuple(frequencies))
@@ -233,7 +283,7 @@ def _template(tape: QuantumScript) -> tuple[Template, list[Any], list[Any]]:
 def _of_squares(frequencies: tuple[float, ...]) -> tuple[float, ...]:
     """Of products of two such functions."""
     sums = {abs(a + sign * b) for a in frequencies for b in frequencies for sign in (1, -1)}
-    return tuple(sorted((sums | set(frequencies)) - {0.0}))
+    return tuple(sorted({round(x, 9) for x in sums | set(frequencies)} - {0.0}))
 
 
 def _stand_in(shape: tuple[int, ...]) -> Any:
