@@ -352,6 +352,7 @@ def test_quantum_layer_time_compares_with_vmap_and_a_peer(tmp_path, monkeypatch)
     assert quantum_layer_time.tables(report)[1].rows[1][1:] == ["never", "–"]
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # PennyLane's own, under vmap
 @pytest.mark.parametrize("kind", quantum_layer_time.ARMS)
 def test_both_arms_of_the_layer_s_time_compute_the_same(kind):
     loss, (_, by_inputs) = quantum_layer_time.compiled(
