@@ -537,7 +537,6 @@ PECULIAR = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
 @pytest.mark.parametrize("circuit", PECULIAR)
 def test_peculiar_gates_are_those_of_default_qubit(circuit):
     layers = [
@@ -556,7 +555,6 @@ def test_peculiar_gates_are_those_of_default_qubit(circuit):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
 @pytest.mark.parametrize("circuit", [_product, _broadcast, _constants_of_jax, _several])
 def test_peculiar_gates_are_measured(circuit):
     measured, exact = (
