@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 from qsgd_jax._src import host
-from qsgd_jax._src.hybrid import asking, functions
+from qsgd_jax._src.hybrid import asking, functions, gathering
 from qsgd_jax.nn import QuantumLayer
 
 N = 3
@@ -344,6 +344,41 @@ def test_arguments_with_a_default_keep_it():
     layer, inputs = _layer(circuit), _inputs(4)
     expected = _reference(circuit, inputs, _weights(layer))
     np.testing.assert_allclose(layer(inputs), expected, atol=1e-5)
+
+
+MOVES = {
+    "slices": lambda x: [x[1:, ::2], x[0, -1], x[..., 1]],
+    "reshaped": lambda x: [x.T[2], jax.lax.reshape(x, (2, 6), (1, 0))[1], x.reshape(3, 2, 2)[2, 1]],
+    "computed": lambda x: [jnp.sin(x)[1, 1], (2 * x[0])[2], x.sum(), jnp.float32(3)],
+    "whole": lambda x: [x],
+    "none": lambda x: [],
+}
+
+
+@pytest.mark.parametrize("moves", MOVES.values(), ids=MOVES)
+def test_gathered_numbers_are_those_of_the_function(moves):
+    x = jnp.arange(12.0).reshape(3, 4)
+
+    def found(x):
+        return gathering.gathered(lambda x: (moves(x), {"rest": x[1]}), x, dtype=jnp.float32)
+
+    def expected(x):
+        leaves = [jnp.ravel(y) for y in moves(x)]
+        return jnp.concatenate([jnp.zeros(0), *leaves]), {"rest": x[1]}
+
+    for function in (lambda f: f, jax.jit, jax.jacobian):
+        jax.tree.map(np.testing.assert_allclose, function(found)(x), function(expected)(x))
+
+
+def test_a_program_does_not_grow_with_the_number_of_weights():
+    """So that its time to compile does not."""
+
+    def length(depth):
+        layer = QuantumLayer(_qnode(_angle_embedding), {"weights": (depth, N, 3)}, rngs=nnx.Rngs(0))
+        loss = nnx.jit(nnx.grad(lambda layer, x: layer(x).sum()))
+        return loss.lower(layer, _inputs(4)).compile().as_text().count("\n")
+
+    assert length(1) == length(5)
 
 
 # What measures

@@ -56,7 +56,8 @@ probing: surrogate qnodes devices circuit fourier provenance checks
 surrogate: fourier half_turns saving provenance trees
 nn/_transformer: nn/_attention
 nn/_layer: hybrid/functions hybrid/tracing devices host checks
-hybrid/functions: hybrid/asking hybrid/tracing devices host
+hybrid/functions: hybrid/asking hybrid/gathering hybrid/tracing devices host
+hybrid/gathering:
 hybrid/asking: hybrid/tracing host
 hybrid/tracing: host
 nn/_attention: harmonics devices circuit checks

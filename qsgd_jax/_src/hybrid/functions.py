@@ -1,6 +1,7 @@
 """A QNode as a JAX function of one input: differentiable, and one device call for a whole batch."""
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pennylane as qml
 from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, UInt32
 from pennylane.devices import ExecutionConfig
 from pennylane.pytrees import flatten
@@ -18,7 +20,8 @@ from pennylane.pytrees import flatten
 from qsgd_jax._src.devices import traced_by_jax
 from qsgd_jax._src.host import alone
 from qsgd_jax._src.hybrid.asking import Asked
-from qsgd_jax._src.hybrid.tracing import Template, Traced, circuits, traced
+from qsgd_jax._src.hybrid.gathering import gathered
+from qsgd_jax._src.hybrid.tracing import Template, circuits, traced
 
 Angles = Float[Array, " angles"]
 Numbers = Float[Array, " numbers"]
@@ -37,22 +40,10 @@ def answer(qnode: Any, arguments: Mapping[str, Array], key: Key, dtype: Any) -> 
     Returns:
       An array; several answers flat, one after the other.
     """
-    if simulated_by_jax(qnode):
-        found = _simulated(qnode, arguments)
-    else:
-        program = _program(qnode, arguments, dtype)
-        ask = _asking(Asked(program.templates, program.config, qnode.device))
-        numbers = iter(_split(ask(program.angles, program.operands, key), program.templates))
-        results = [
-            _unwrapped([next(numbers).reshape(shape) for shape in one.shapes])
-            for one in program.templates
-        ]
-        found = program.finish(results)
-    # In the QNode's own order: JAX would sort a dictionary's.
-    leaves = [jnp.asarray(x) for x in flatten(found)[0]]
-    if len(leaves) == 1:
-        return leaves[0].astype(dtype)
-    return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]).astype(dtype)
+    if not simulated_by_jax(qnode):
+        return _asked(qnode, arguments, key, dtype)
+    leaves = [jnp.asarray(x, dtype) for x in _simulated(qnode, arguments)]
+    return jnp.concatenate([x.ravel() for x in leaves]) if len(leaves) > 1 else leaves[0]
 
 
 def simulated_by_jax(qnode: Any) -> bool:
@@ -61,28 +52,48 @@ def simulated_by_jax(qnode: Any) -> bool:
     return not qnode.shots and bool(qnode.device.supports_derivatives(config))
 
 
-@alone
-def _program(qnode: Any, arguments: Mapping[str, Array], dtype: Any) -> Traced:
-    with traced_by_jax():
-        return traced(qnode, arguments, dtype)
+def _asked(qnode: Any, arguments: Mapping[str, Array], key: Key, dtype: Any) -> Array:
+    kept: list[Any] = []  # what of the trace is no array
+
+    @alone
+    def settings(arguments: Mapping[str, Array]) -> tuple[Sequence[Array], Any]:
+        with traced_by_jax():
+            program = traced(qnode, arguments)
+        asked = Asked(program.templates, program.config, qnode.device)
+
+        def leaves(numbers: Numbers) -> list[Any]:
+            # In the QNode's own order: JAX would sort a dictionary's.
+            return flatten(program.finish(_results(numbers, program.templates)))[0]
+
+        finish = jax.make_jaxpr(leaves)(jax.ShapeDtypeStruct((asked.size,), dtype))
+        kept[:] = asked, finish.jaxpr
+        return program.angles, (program.operands, finish.consts)
+
+    angles, (operands, consts) = gathered(settings, arguments, dtype=dtype)
+    asked, jaxpr = kept
+    finish = jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))
+    numbers = _asking(asked)(angles, operands, key)
+    found, _ = gathered(lambda x: (finish(x), None), numbers, dtype=dtype)
+    return found if len(jaxpr.outvars) > 1 else found.reshape(jaxpr.outvars[0].aval.shape)
 
 
 @alone
-def _simulated(qnode: Any, arguments: Mapping[str, Array]) -> Any:
+def _simulated(qnode: Any, arguments: Mapping[str, Array]) -> list[Any]:
     with traced_by_jax():
         circuits(qnode, arguments)  # refuses what another device would
-        return qnode.update(interface="jax", diff_method="backprop")(**arguments)
+        found = qnode.update(interface="jax", diff_method="backprop")(**arguments)
+    return flatten(found)[0]
 
 
-def _unwrapped(results: Sequence[Any]) -> Any:
-    """As a device answers: of one measurement it alone."""
-    return tuple(results) if len(results) > 1 else results[0]
-
-
-def _split(numbers: Numbers, templates: Sequence[Template]) -> list[Array]:
-    """Of each measurement."""
-    sizes = [int(np.prod(shape)) for one in templates for shape in one.shapes]
-    return jnp.split(numbers, np.cumsum(sizes)[:-1])
+def _results(numbers: Numbers, templates: Sequence[Template]) -> list[Any]:
+    """As a device answers: of each circuit its measurements, or of one it alone."""
+    sizes = [math.prod(shape) for one in templates for shape in one.shapes]
+    ends = iter(itertools.accumulate(sizes))
+    found = [
+        tuple(numbers[(end := next(ends)) - math.prod(x) : end].reshape(x) for x in one.shapes)
+        for one in templates
+    ]
+    return [each if len(each) > 1 else each[0] for each in found]
 
 
 def _asking(asked: Asked) -> Any:

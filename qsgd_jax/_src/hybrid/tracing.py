@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pennylane as qml
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array
 from pennylane.devices import Device, ExecutionConfig
 from pennylane.devices.preprocess import decompose
 from pennylane.exceptions import DeviceError, ParameterFrequenciesUndefinedError
@@ -53,14 +53,14 @@ class Traced:
 
     Attributes:
       templates: its circuits.
-      angles: those of their gates in radians, one template after the other.
+      angles: those of their gates in radians, each a scalar, one template after the other.
       operands: what else they are given, likewise.
       finish: from their results to the QNode's answer.
       config: how the device runs them.
     """
 
     templates: tuple[Template, ...]
-    angles: Float[Array, " angles"]
+    angles: tuple[Array, ...]
     operands: tuple[Array, ...]
     finish: Callable[[Sequence[Any]], Any]
     config: ExecutionConfig
@@ -70,13 +70,12 @@ class RefusedError(ValueError):
     """What a layer does not do, in words of its own."""
 
 
-def traced(qnode: Any, arguments: Mapping[str, Any], dtype: Any) -> Traced:
+def traced(qnode: Any, arguments: Mapping[str, Any]) -> Traced:
     """Trace a QNode at arguments that JAX traces; nothing is run.
 
     Args:
       qnode: exact, or with a number of shots.
       arguments: by name.
-      dtype: of the angles.
 
     Raises:
       RefusedError: if it measures in the middle, or what has no derivative.
@@ -99,8 +98,7 @@ def traced(qnode: Any, arguments: Mapping[str, Any], dtype: Any) -> Traced:
         templates.append(template)
         angles += own_angles
         operands += own_operands
-    vector = jnp.stack([jnp.asarray(x, dtype) for x in angles]) if angles else jnp.zeros(0, dtype)
-    return Traced(tuple(templates), vector, tuple(operands), finish, config)
+    return Traced(tuple(templates), tuple(angles), tuple(operands), finish, config)
 
 
 def circuits(qnode: Any, arguments: Mapping[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
