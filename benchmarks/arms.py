@@ -20,6 +20,12 @@ def adamw(hyper: Mapping[str, Any], learning_rate: Any) -> optax.GradientTransfo
     return optax.adamw(learning_rate, weight_decay=hyper["weight_decay"])
 
 
+def spectral(hyper: Mapping[str, Any], learning_rate: Any) -> optax.GradientTransformation:
+    """Build the spectral form, with the weight decay of AdamW's arm."""
+    decay = hyper["weight_decay"]
+    return qsgd.superpositional_muon(learning_rate, weight_decay=decay, adam_weight_decay=decay)
+
+
 @dataclasses.dataclass(frozen=True)
 class Weights:
     """Where an arm's superposition weights come from: a circuit, and how it is probed.

@@ -1,4 +1,4 @@
-"""Fine-tune a Llama-architecture language model on GSM8K, AdamW and superpositional AdamW in pairs.
+"""Fine-tune a Llama-architecture language model on GSM8K, AdamW and the package's forms in pairs.
 
 Run it as `python -m benchmarks.llm_finetune`; `--help` is the manual.
 """
@@ -25,7 +25,7 @@ from jaxtyping import PyTree
 from benchmarks import reporting
 from benchmarks.arguments import not_negative, positive
 from benchmarks.arm import Arm, Build
-from benchmarks.arms import KEYS, adamw, parse_arm, superposed
+from benchmarks.arms import KEYS, adamw, parse_arm, spectral, superposed
 from benchmarks.devices import DEVICES
 from benchmarks.llm import report
 from benchmarks.llm.checkpoints import CheckpointError, check_tensors, open_checkpoint
@@ -37,7 +37,8 @@ from benchmarks.llm.text import Text, open_text
 from benchmarks.llm.training import Layout, Precision
 
 DESCRIPTION = """\
-Fine-tune a Llama-architecture language model on GSM8K with AdamW and with superpositional AdamW.
+Fine-tune a Llama-architecture language model on GSM8K with AdamW, and with superpositional AdamW or
+the spectral form.
 
 All runs of a seed start from the same weights and see the same problems in the same order, so that
 differences are taken seed by seed. The settings are those of the paper's second experiment
@@ -55,9 +56,10 @@ The same command again goes on where it was interrupted, and skips what is finis
 EPILOG = """\
 arms:
   AdamW comes first; all others are compared with it. --optimizer superpositional adds one arm for
-  each --quantum-weight, --weigh and --coverage. --control adds AdamW from weights of which one is
-  moved by one rounding unit: how far chance alone carries two runs apart. --arm adds
-  superpositional AdamW as its specification says, NAME:KEY=VALUE,KEY=VALUE... with keys
+  each --quantum-weight, --weigh and --coverage; --optimizer spectral adds superpositional_muon.
+  --control adds AdamW from weights of which one is moved by one rounding unit: how far chance alone
+  carries two runs apart. --arm adds superpositional AdamW as its specification says,
+  NAME:KEY=VALUE,KEY=VALUE... with keys
   {keys}.
 
 files in the output folder:
@@ -180,6 +182,8 @@ def _arms(args: argparse.Namespace) -> dict[str, Arm]:
             build = superposed(quantum_weight=weight, weigh=weigh, coverage=coverage)
             settings = f"quantum_weight={weight}, weigh={weigh}, coverage={coverage}"
             arms[name] = Arm(name, f"λ = {weight}, {weigh}, {coverage}", build, settings)
+    if args.optimizer == "spectral":
+        arms["spectral"] = Arm("spectral", "spectral", spectral, "qsgd_jax.superpositional_muon")
     for arm in args.arm:
         if arm.name in arms or arm.name == "control":
             raise ValueError(f"--arm: there are two arms called {arm.name!r}.")
@@ -319,9 +323,9 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("what is compared")
     group.add_argument(
         "--optimizer",
-        choices=("adamw", "superpositional"),
+        choices=("adamw", "superpositional", "spectral"),
         default="superpositional",
-        help="AdamW alone, or beside superpositional AdamW (default: %(default)s)",
+        help="AdamW alone, or what is beside it (default: %(default)s)",
     )
     _add(group, "quantum-weight", float, [0.5], "λ (default: 0.5)", nargs="+")
     for name, choices in (

@@ -74,6 +74,16 @@ def test_arms_are_paired_and_learn(finished):
     assert (finished / "llm_finetune.png").stat().st_size > 10_000
 
 
+def test_the_spectral_form_is_an_arm(tiny, problems, finished, tmp_path):
+    llm_finetune.main(arguments(tiny, problems, tmp_path, "--optimizer", "spectral"))
+    arms = json.loads((tmp_path / "llm_finetune.json").read_text())["arms"]
+    assert list(arms) == ["adamw", "spectral"]
+    assert losses(tmp_path, "adamw") == pytest.approx(losses(finished, "adamw"), rel=1e-6)
+    curve = losses(tmp_path, "spectral")
+    assert curve[0] == pytest.approx(losses(tmp_path, "adamw")[0], rel=1e-6)
+    assert np.mean(curve[-3:]) < 0.95 * np.mean(curve[:3])
+
+
 def test_what_is_finished_is_not_trained_again_and_other_settings_are_refused(
     finished, tiny, problems, tmp_path, capsys
 ):
