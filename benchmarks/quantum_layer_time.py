@@ -40,7 +40,8 @@ and weights) of AngleEmbedding and two StronglyEntanglingLayers, each qubit's Z 
 first is the first call, with what is traced and compiled then; ms is one call after it, the median
 over rounds, in which each has its turn in a random order. Ratios are to the layer's within the
 round, with their 95 % intervals (order statistics). Where a call takes more than --patience
-seconds, there are two rounds alone. On default.qubit the layer is the vmap of the QNode; two
+seconds, there are two rounds alone; a batch of more than --amplitudes of them is left out. On
+default.qubit the layer is the vmap of the QNode; two
 equal rows tell the noise.
 
 The last table trains the model of examples/hybrid_classifier.py with the layer, and with jax.vmap
@@ -235,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--batches", nargs="+", type=positive(int), default=(8, 32, 256), metavar="B")
     add("--rounds", type=positive(int), default=11, metavar="X", help="(default: %(default)s)")
     add("--patience", type=float, default=2.0, metavar="S", help="(default: %(default)s)")
+    add("--amplitudes", type=positive(int), default=2**20, metavar="X", help="(default: 2^20)")
     add("--python", metavar="PATH", help="of the environment with PyTorch")
     add("--output", type=Path, default=Path("results/quantum_layer_time"), metavar="PATH")
     args = parser.parse_args(argv)
@@ -247,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for device in args.devices:  # what is loaded at the first use is not to be timed
         for arm in ARMS.values():
             compiled(arm, device, 1, 1)()
-    grid = [(n, batch) for n in args.qubits for batch in args.batches]
+    grid = [(n, b) for n in args.qubits for b in args.batches if b * 2**n <= args.amplitudes]
     for device in args.devices:
         for n_qubits, batch in tqdm(grid, desc=device):
             calls = {

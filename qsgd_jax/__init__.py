@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from qsgd_jax._src.coverage import Everywhere, Leading
 from qsgd_jax._src.diagnostics import PerturbationDiagnostics
 from qsgd_jax._src.direct import Direct
+from qsgd_jax._src.natural import ScaleByMetricState, scale_by_metric
 from qsgd_jax._src.provenance import VERSION, Provenance
 from qsgd_jax._src.refreshable import RefreshableCoefficients, refreshable
 from qsgd_jax._src.sampling import sampled
@@ -31,6 +32,7 @@ from qsgd_jax._src.transforms import (
 if TYPE_CHECKING:
     from qsgd_jax import nn
     from qsgd_jax._src.circuit import Circuit
+    from qsgd_jax._src.hybrid.fubini_study import FubiniStudy
     from qsgd_jax._src.probing import probe
     from qsgd_jax._src.remote.prober import ProbeAccounting, ProbeError, RemoteProber
     from qsgd_jax._src.spectral.building import spectral_cascade
@@ -42,6 +44,7 @@ __all__ = [
     "Circuit",
     "Direct",
     "Everywhere",
+    "FubiniStudy",
     "Leading",
     "PerturbationDiagnostics",
     "ProbeAccounting",
@@ -49,6 +52,7 @@ __all__ = [
     "Provenance",
     "RefreshableCoefficients",
     "RemoteProber",
+    "ScaleByMetricState",
     "ScaleBySpectralSuperpositionState",
     "ScaleBySuperpositionState",
     "SpectralCascade",
@@ -59,6 +63,7 @@ __all__ = [
     "probe",
     "refreshable",
     "sampled",
+    "scale_by_metric",
     "scale_by_spectral_superposition",
     "scale_by_superposition",
     "spectral_angles",
@@ -75,6 +80,7 @@ __all__ = [
 # Imported when first asked for: these import PennyLane, `nn` imports Flax.
 _LATER = {
     "Circuit": "circuit",
+    "FubiniStudy": "hybrid.fubini_study",
     "ProbeAccounting": "remote.prober",
     "ProbeError": "remote.prober",
     "RemoteProber": "remote.prober",

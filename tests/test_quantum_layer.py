@@ -789,13 +789,13 @@ def test_a_device_that_can_only_measure_needs_shots():
         (_loop, "_loop: its structure depends on the values"),
         (_branch, "_branch: its structure depends on the values"),
         (_index, "_index: its structure depends on the values"),
-        (_of_numpy, "_of_numpy: it calls NumPy on inputs or weights; allowed is jax.numpy"),
-        (_nothing, "_nothing fails at one input of .*measurement"),
+        (_of_numpy, "_of_numpy: it calls NumPy on its arguments; allowed is jax.numpy"),
+        (_nothing, "_nothing fails at one input, with .*measurement"),
         (_midway, "^_midway measures in the middle"),
         (_state, "^_state answers state.*allowed are qml.expval"),
         (_samples, "^_samples answers sample.*allowed are qml.expval"),
         (_traced_observable, "measures a .* of numbers that JAX computes"),
-        (_for_batches, r"_for_batches fails at one input of \(3,\), weights of"),
+        (_for_batches, r"_for_batches fails at one input, with inputs of \(3,\), weights of"),
     ],
 )
 def test_what_cannot_be_traced_is_refused_by_name(circuit, message, device):
@@ -808,7 +808,7 @@ def test_shapes_that_do_not_fit_are_named(device):
     layer = QuantumLayer(_qnode(_angle_embedding, device), {"weights": (2, N)}, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"angle_embedding fails at .*, weights of \(2, 3\)"):
         layer(_inputs(4))
-    with pytest.raises(ValueError, match=r"fails at one input of \(7,\)"):
+    with pytest.raises(ValueError, match=r"fails at one input, with inputs of \(7,\)"):
         _layer(device=device)(jnp.ones((4, 7)))
     with pytest.raises(ValueError, match="must have an axis of features"):
         _layer(device=device)(jnp.float32(1))

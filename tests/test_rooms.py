@@ -55,11 +55,16 @@ refreshable: surrogate typing
 probing: surrogate qnodes devices circuit fourier provenance checks
 surrogate: fourier half_turns saving provenance trees
 nn/_transformer: nn/_attention
-nn/_layer: hybrid/functions hybrid/tracing devices host checks
+nn/_layer: hybrid/functions hybrid/held hybrid/refusing devices host checks
+natural: trees
+hybrid/fubini_study: hybrid/geometry hybrid/held hybrid/refusing devices host checks trees typing
+hybrid/geometry: hybrid/functions hybrid/gathering hybrid/refusing hybrid/tracing devices host
 hybrid/functions: hybrid/asking hybrid/gathering hybrid/tracing devices host
 hybrid/gathering:
 hybrid/asking: hybrid/tracing host
-hybrid/tracing: host
+hybrid/tracing: hybrid/refusing host
+hybrid/refusing:
+hybrid/held:
 nn/_attention: harmonics devices circuit checks
 harmonics: half_turns trees xla
 qnodes: devices host circuit
@@ -141,6 +146,7 @@ def test_data_flow_one_way():
                 "transforms",
                 "source",
                 "diagnostics",
+                "natural",
                 "trees",
                 "spectral/transforms",
                 "spectral/matrices",
@@ -162,6 +168,9 @@ def test_data_flow_one_way():
                 "spectral/circuit",
                 "hybrid/functions",
                 "hybrid/asking",
+                "hybrid/fubini_study",
+                "hybrid/geometry",
+                "hybrid/refusing",
                 "hybrid/tracing",
                 "nn/_layer",
             },

@@ -12,31 +12,15 @@ import pennylane as qml
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from pennylane.exceptions import QuantumFunctionError
 
 from qsgd_jax._src import devices
 from qsgd_jax._src.checks import check_integer
 from qsgd_jax._src.host import name_of
 from qsgd_jax._src.hybrid.functions import answer
-from qsgd_jax._src.hybrid.tracing import RefusedError
+from qsgd_jax._src.hybrid.held import Held
+from qsgd_jax._src.hybrid.refusing import explained
 
 Shape = int | Sequence[int]
-
-
-class _Held:
-    """A QNode that copies of a layer share: an open device has no copy."""
-
-    def __init__(self, qnode: Any):
-        self.qnode = qnode
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Held) and other.qnode is self.qnode
-
-    def __hash__(self) -> int:
-        return hash(self.qnode)
-
-    def __deepcopy__(self, memo: Any) -> "_Held":
-        return self
 
 
 class QuantumLayer(nnx.Module):
@@ -115,7 +99,7 @@ class QuantumLayer(nnx.Module):
             raise TypeError(f"rngs={rngs!r} must be flax.nnx.Rngs(...).")
         shapes = _checked_shapes(weight_shapes)
         _check_signature(qnode, shapes, input_name)
-        self._held: _Held = _Held(qnode)
+        self._held: Held = Held(qnode)
         self.input_name: str = input_name
         self.shots: int | None = devices.shots_of(qnode)
         self.weight_names: tuple[str, ...] = tuple(shapes)
@@ -218,24 +202,7 @@ def _batched(qnode, input_name, inputs, weights, key, dtype):
     floating = jnp.issubdtype(inputs.dtype, jnp.floating)
     rows = inputs.reshape(-1, inputs.shape[-1])
     rows = rows.astype(dtype) if floating else rows
-    name = name_of(qnode.func)
-    try:
+    shapes = {input_name: rows.shape[1:], **{name: x.shape for name, x in weights.items()}}
+    with explained(name_of(qnode.func), shapes):
         found = jax.vmap(one)(rows)
-    except RefusedError:
-        raise
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError) as error:
-        raise ValueError(
-            f"{name}: its structure depends on the values of inputs or weights; allowed is one "
-            f"circuit for all. {str(error).splitlines()[0]}"
-        ) from error
-    except jax.errors.TracerArrayConversionError as error:
-        raise ValueError(
-            f"{name}: it calls NumPy on inputs or weights; allowed is jax.numpy. "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    except (TypeError, IndexError, ValueError, QuantumFunctionError) as error:
-        shapes = "".join(f", {name} of {x.shape}" for name, x in weights.items())
-        raise ValueError(
-            f"{name} fails at one input of {inputs.shape[-1:]}{shapes}: {error}"
-        ) from error
     return found.reshape(*inputs.shape[:-1], *found.shape[1:])

@@ -45,8 +45,8 @@ class Asked:
         def ask(tapes: list[QuantumScript]) -> list[Any]:
             return [_flat(one) for one in self._device.execute(tapes, self._config)]
 
-        found = self._run(ask, angles, operands)
-        return np.reshape(found, (*angles.shape[:-1], self.size))
+        found = [np.zeros(0), *self._run(ask, angles, operands)]
+        return np.concatenate(found).reshape(*angles.shape[:-1], self.size)
 
     def slopes(
         self, angles: Settings, operands: Operands
@@ -98,6 +98,10 @@ class Asked:
 
 
 def _flat(results: Any) -> np.ndarray:
-    """Of one circuit, which has one measurement or several."""
+    """Of one circuit, which has one measurement or several; complex numbers are pairs."""
     several = results if isinstance(results, tuple | list) else (results,)
-    return np.concatenate([np.ravel(x) for x in several]).astype(np.float64)
+    arrays = [np.asarray(x).ravel() for x in several]
+    real = [
+        np.stack([np.real(x), np.imag(x)], 1).ravel() if np.iscomplexobj(x) else x for x in arrays
+    ]
+    return np.concatenate(real).astype(np.float64)

@@ -3,9 +3,9 @@
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from pennylane.devices import ExecutionConfig
 from pennylane.pytrees import flatten
 
 from qsgd_jax._src.devices import traced_by_jax
-from qsgd_jax._src.host import alone
+from qsgd_jax._src.host import alone, name_of
 from qsgd_jax._src.hybrid.asking import Asked
 from qsgd_jax._src.hybrid.gathering import gathered
 from qsgd_jax._src.hybrid.tracing import Template, circuits, traced
@@ -41,7 +41,8 @@ def answer(qnode: Any, arguments: Mapping[str, Array], key: Key, dtype: Any) -> 
       An array; several answers flat, one after the other.
     """
     if not simulated_by_jax(qnode):
-        return _asked(qnode, arguments, key, dtype)
+        asked = ask(qnode, functools.partial(circuits, qnode), arguments, dtype)
+        return asked.finish(asked.numbers(asked.angles, asked.operands, key))
     leaves = [jnp.asarray(x, dtype) for x in _simulated(qnode, arguments)]
     return jnp.concatenate([x.ravel() for x in leaves]) if len(leaves) > 1 else leaves[0]
 
@@ -52,13 +53,41 @@ def simulated_by_jax(qnode: Any) -> bool:
     return not qnode.shots and bool(qnode.device.supports_derivatives(config))
 
 
-def _asked(qnode: Any, arguments: Mapping[str, Array], key: Key, dtype: Any) -> Array:
+class Ask(NamedTuple):
+    """Circuits that a device is asked to run.
+
+    Attributes:
+      templates: the circuits.
+      angles: those of their gates.
+      operands: what else they are given.
+      numbers: from angles, operands and a key to all their results, flat; differentiable.
+      finish: from these to the answer.
+    """
+
+    templates: tuple[Template, ...]
+    angles: Angles
+    operands: tuple[Array, ...]
+    numbers: Callable[[Angles, tuple[Array, ...], Key], Numbers]
+    finish: Callable[[Numbers], Array]
+
+
+def ask(
+    qnode: Any, circuits_at: Callable[[Mapping[str, Array]], Any], arguments: Any, dtype: Any
+) -> Ask:
+    """Trace circuits, for a QNode's device.
+
+    Args:
+      qnode: has the device.
+      circuits_at: from arguments to circuits, and how the answer is made of their results.
+      arguments: by name, traced by JAX.
+      dtype: of the numbers.
+    """
     kept: list[Any] = []  # what of the trace is no array
 
     @alone
     def settings(arguments: Mapping[str, Array]) -> tuple[Sequence[Array], Any]:
         with traced_by_jax():
-            program = traced(qnode, arguments)
+            program = traced(name_of(qnode.func), circuits_at(arguments), qnode.device)
         asked = Asked(program.templates, program.config, qnode.device)
 
         def leaves(numbers: Numbers) -> list[Any]:
@@ -71,10 +100,13 @@ def _asked(qnode: Any, arguments: Mapping[str, Array], key: Key, dtype: Any) -> 
 
     angles, (operands, consts) = gathered(settings, arguments, dtype=dtype)
     asked, jaxpr = kept
-    finish = jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))
-    numbers = _asking(asked)(angles, operands, key)
-    found, _ = gathered(lambda x: (finish(x), None), numbers, dtype=dtype)
-    return found if len(jaxpr.outvars) > 1 else found.reshape(jaxpr.outvars[0].aval.shape)
+    leaves = jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))
+
+    def finish(numbers: Numbers) -> Array:
+        found, _ = gathered(lambda x: (leaves(x), None), numbers, dtype=dtype)
+        return found if len(jaxpr.outvars) > 1 else found.reshape(jaxpr.outvars[0].aval.shape)
+
+    return Ask(asked.templates, angles, operands, _asking(asked), finish)
 
 
 @alone
@@ -93,7 +125,7 @@ def _results(numbers: Numbers, templates: Sequence[Template]) -> list[Any]:
         tuple(numbers[(end := next(ends)) - math.prod(x) : end].reshape(x) for x in one.shapes)
         for one in templates
     ]
-    return [each if len(each) > 1 else each[0] for each in found]
+    return [each[0] if len(each) == 1 else each for each in found]
 
 
 def _asking(asked: Asked) -> Any:

@@ -15,13 +15,14 @@ from jaxtyping import Array
 from pennylane.devices import Device, ExecutionConfig
 from pennylane.devices.preprocess import decompose
 from pennylane.exceptions import DeviceError, ParameterFrequenciesUndefinedError
-from pennylane.measurements import ExpectationMP, ProbabilityMP, VarianceMP
+from pennylane.measurements import ExpectationMP, ProbabilityMP, StateMP, VarianceMP
 from pennylane.ops.mid_measure import MidMeasure
 from pennylane.ops.op_math import Conditional
 from pennylane.tape import QuantumScript
 from pennylane.transforms import broadcast_expand, convert_to_numpy_parameters
 
 from qsgd_jax._src.host import name_of
+from qsgd_jax._src.hybrid.refusing import RefusedError
 
 
 class Template(NamedTuple):
@@ -66,24 +67,21 @@ class Traced:
     config: ExecutionConfig
 
 
-class RefusedError(ValueError):
-    """What a layer does not do, in words of its own."""
-
-
-def traced(qnode: Any, arguments: Mapping[str, Any]) -> Traced:
-    """Trace a QNode at arguments that JAX traces; nothing is run.
+def traced(name: str, circuits: tuple[Any, Callable[[Any], Any]], device: Device) -> Traced:
+    """Trace circuits whose angles JAX traces; nothing is run.
 
     Args:
-      qnode: exact, or with a number of shots.
-      arguments: by name.
+      name: what their author has called them.
+      circuits: what is asked for, and how the answer is made of the results.
+      device: exact, or the circuits have a number of shots.
 
     Raises:
-      RefusedError: if it measures in the middle, or what has no derivative.
+      RefusedError: if the device samples, or they measure what has no derivative.
     """
-    tapes, recipe = circuits(qnode, arguments)
+    tapes, recipe = circuits
     expanded: Any = broadcast_expand(tapes)
     tapes, unbroadcast = expanded
-    ready, finishes, config = _for_device(name_of(qnode.func), tapes, qnode.device)
+    ready, finishes, config = _for_device(name, tapes, device)
     counts = list(map(len, ready))
 
     def finish(results: Sequence[Any]) -> Any:
@@ -116,17 +114,27 @@ def circuits(qnode: Any, arguments: Mapping[str, Any]) -> tuple[Any, Callable[[A
     tapes, recipe = qnode.compile_pipeline((tape,))
     name = name_of(qnode.func)
     for tape in tapes:
-        if any(isinstance(op, (MidMeasure, Conditional)) for op in tape.operations):
-            raise RefusedError(
-                f"{name} measures in the middle; allowed are gates, then measurements."
-            )
+        check_gates(name, tape)
         _check_measurements(name, tape)
     return tapes, recipe
 
 
-def _check_measurements(name: str, tape: QuantumScript) -> None:
+def check_gates(name: str, tape: QuantumScript) -> None:
+    """Refuse what is measured in the middle.
+
+    Args:
+      name: of the QNode.
+      tape: its circuit.
+    """
+    if any(isinstance(op, (MidMeasure, Conditional)) for op in tape.operations):
+        raise RefusedError(f"{name} measures in the middle; allowed are gates, then measurements.")
+
+
+def _check_measurements(
+    name: str, tape: QuantumScript, kinds: Any = (ExpectationMP, VarianceMP, ProbabilityMP)
+) -> None:
     for found in tape.measurements:
-        if not isinstance(found, (ExpectationMP, VarianceMP, ProbabilityMP)):
+        if not isinstance(found, kinds):
             raise RefusedError(
                 f"{name} answers {found}; allowed are qml.expval, qml.var, qml.probs."
             )
@@ -153,8 +161,9 @@ def _for_device(
                 raise
     else:
         raise AssertionError("Without a method of its own the device has refused or answered.")
+    wanted = tuple({type(x) for tape in tapes for x in tape.measurements})
     for tape in (tape for batch in found[0] for tape in batch):
-        _check_measurements(name, tape)  # a device may have samples instead
+        _check_measurements(name, tape, wanted)  # a device may have samples instead
     return found
 
 
@@ -194,8 +203,12 @@ def _differentiable(tape: QuantumScript, device: Device) -> bool:
     )
 
 
-def _places(tape: QuantumScript) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of what JAX computes: single real numbers, and arrays."""
+def places(tape: QuantumScript) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Places among a circuit's parameters of what JAX computes: single real numbers, and arrays.
+
+    Args:
+      tape: the circuit.
+    """
     computed = [i for i, x in enumerate(_parameters(tape)) if isinstance(x, Tracer)]
     angles = tuple(i for i in computed if _is_angle(_parameters(tape)[i]))
     return angles, tuple(i for i in computed if i not in angles)
@@ -256,7 +269,7 @@ def _frequencies(op: Any, place: int) -> tuple[float, ...] | None:
 
 def _template(tape: QuantumScript) -> tuple[Template, list[Any], list[Any]]:
     """A tape without what JAX computes, and that."""
-    angles, operands = _places(tape)
+    angles, operands = places(tape)
     values = _parameters(tape)
     squared = any(isinstance(x, VarianceMP) for x in tape.measurements)
     frequencies = []
@@ -273,9 +286,15 @@ def _template(tape: QuantumScript) -> tuple[Template, list[Any], list[Any]]:
     in_numpy: Any = convert_to_numpy_parameters(bound)
     bound = in_numpy[0][0]
     bound.trainable_params = list(angles)
-    shapes = tuple(x.shape(tape.shots.total_shots, len(tape.wires)) for x in tape.measurements)
+    shapes = tuple(_shape(x, tape) for x in tape.measurements)
     template = Template(bound, angles, operands, shapes, tuple(frequencies))
     return template, [values[place] for place in angles], [values[place] for place in operands]
+
+
+def _shape(measurement: Any, tape: QuantumScript) -> tuple[int, ...]:
+    """Of the real numbers that it answers."""
+    shape = measurement.shape(tape.shots.total_shots, len(tape.wires))
+    return (*shape, 2) if isinstance(measurement, StateMP) else shape
 
 
 def _of_squares(frequencies: tuple[float, ...]) -> tuple[float, ...]:
