@@ -33,6 +33,7 @@ from benchmarks import (
     datasets,
     device_matrix,
     landscapes,
+    natural_gradient,
     quantum_layer_time,
     reporting,
     spectral_time,
@@ -363,6 +364,43 @@ def test_both_arms_of_the_layer_s_time_compute_the_same(kind):
     )()
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
     np.testing.assert_allclose(by_inputs, by_expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_natural_gradient_compares_steps_and_starts(tmp_path, monkeypatch):
+    peer = tmp_path / "peer.py"
+    peer.write_text(
+        "import sys\nprint('{}', flush=True)\nfor _ in sys.stdin: print(7.0, flush=True)"
+    )
+    monkeypatch.setattr(natural_gradient, "PEER", peer)
+    monkeypatch.setattr(natural_gradient, "RATES", (0.1,))
+    natural_gradient.main(
+        f"--devices default.qubit --timed-qubits 2 --depth 1 --rounds 6 --qubits 4 --seeds 2 "
+        f"--tuning-seeds 1 --steps 40 --shots 100 --python {sys.executable} "
+        f"--output {tmp_path}".split()
+    )
+    report = json.loads((tmp_path / "natural_gradient.json").read_text())
+    (row,) = report["steps"]
+    assert list(row["arms"]) == ["by hand", "whole", "block-diag", "adam", "QNGOptimizerQJIT"]
+    assert row["arms"]["QNGOptimizerQJIT"]["milliseconds"] == 7000 and row["parameters"] == 4
+    assert [x["problem"] for x in report["exact"]] == ["ising", "maxcut"]
+    assert report["exact"][0]["arms"]["natural, whole"]["reached"]["0.01"]["seeds"] == 2
+    adam, natural = report["measured"][0]["arms"].values()
+    assert 0 < adam["executions"] < natural["executions"]
+    steps, exact, measured = natural_gradient.tables(report)
+    assert len(steps.rows) == 5 and len(exact.rows) == len(measured.rows) == 4
+
+
+@pytest.mark.parametrize("kind", ["by hand", "whole"])
+def test_metrics_of_the_natural_gradient_s_time_are_the_same(kind):
+    problem = natural_gradient.entangled(2, 1)
+    chosen = natural_gradient.metrics(problem, "default.qubit")
+    params = {"weights": jnp.linspace(0.1, 1, 4).reshape(1, 2, 2)}
+    expected = qml.metric_tensor(
+        qml.QNode(problem.circuit, qml.device("default.qubit", wires=3), interface="autograd")
+    )(qml.numpy.array(params["weights"]))
+    (found,) = chosen[kind].measure(params)
+    np.testing.assert_allclose(found, np.reshape(expected, (4, 4)), atol=1e-5)
 
 
 def test_a_slow_pass_is_not_waited_for_again():

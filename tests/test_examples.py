@@ -43,3 +43,20 @@ def test_the_hybrid_example_learns(capsys):
 
 def test_there_is_an_example_of_each_flax_api():
     assert [path.stem for path in EXAMPLES] == ["train_linen", "train_nnx"]
+
+
+def test_the_natural_gradient_finds_the_ground_state_sooner_than_adam(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(FOLDER / "vqe.py"), run_name="__main__")
+    errors = re.findall(r"(.*): relative error ([\d.]+)", capsys.readouterr().out)
+    assert [name for name, _ in errors] == ["natural gradient", "Adam"]
+    assert float(errors[0][1]) < min(1e-3, float(errors[1][1]))
+    assert (tmp_path / "vqe.png").stat().st_size > 10_000
+
+
+def test_the_hybrid_example_learns_by_both_gradients(capsys):
+    losses, accuracy = _run(FOLDER / "hybrid_natural_gradient.py", capsys)
+    assert losses[-1] < losses[0] / 10
+    assert accuracy >= 95

@@ -64,23 +64,25 @@ def write(path: Path, comparison: Comparison, labels: Mapping[str, str]) -> None
     reporting.write_atomically(path, replaced(old, content))
 
 
-def replaced(text: str, content: str) -> str:
+def replaced(text: str, content: str, name: str = "") -> str:
     """Return the text with this between its markers, which are appended where missing.
 
     Args:
         text: Of the file.
         content: What goes between the markers.
+        name: In the first marker, where a file has several.
 
     Raises:
         ValueError: If only one of the markers is there, or they stand in the wrong order.
     """
-    if BEGIN not in text and END not in text:
-        text += f"{BEGIN}\n{END}\n"
-    before, begin, rest = text.partition(BEGIN)
+    begin = BEGIN.replace("results", f"results of {name}") if name else BEGIN
+    if begin not in text and END not in text:
+        text += f"{begin}\n{END}\n"
+    before, found, rest = text.partition(begin)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"expected the markers {BEGIN!r} and then {END!r}.")
-    return f"{before}{BEGIN}\n\n{content}\n\n{END}{after}"
+    if not found or not end:
+        raise ValueError(f"expected the markers {begin!r} and then {END!r}.")
+    return f"{before}{begin}\n\n{content}\n\n{END}{after}"
 
 
 def _markdown(

@@ -19,7 +19,7 @@ Examples:
   python -m experiments.spectral_study --data ../shared/data --tasks wikitext sources
   python -m experiments.spectral_study --pack experiments/results/spectral_study
   python -m experiments.spectral_study --output experiments/results/spectral_study \
-      --report experiments/records/spectral_study.md
+      --report experiments/records/spectral_study.md --findings docs/findings.md
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ TASKS = {
         Task("wikitext-long", 5000, RATES, seeds=5, like="wikitext"),
     )
 }
+OTHERS = [task for task in TASKS if task not in CLAIMS]
 PLAN = Plan(ARMS, SPECTRAL)
 PARTS = ("final", "other-rates", "controls", "time", "spectra")
 MATRIX, LOOKS = "['blocks'][0]['expand']['kernel']", (10, 50, 200, 500, 1000)
@@ -110,15 +111,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--pack", type=Path, metavar="PATH", help="copy the runs there, compressed")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write tables and figures")
+    parser.add_argument("--findings", type=Path, metavar="FILE", help="write tables into this page")
     args = parser.parse_args(argv)
-    if args.data is args.pack is args.report is None:
-        parser.error("nothing to do: give --data, --pack or --report")
+    if args.data is args.pack is args.report is args.findings is None:
+        parser.error("nothing to do: give --data, --pack, --report or --findings")
     if args.data is not None:
         _run(args)
     if args.pack is not None:
         _pack(args.output, args.pack)
     if args.report is not None:
         _report(args.output, args.report)
+    if args.findings is not None:
+        found = tables.findings(read(args.output), CLAIMS, OTHERS)
+        page = report.replaced(args.findings.read_text(), found, "the spectral study")
+        reporting.write_atomically(args.findings, page)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -210,8 +216,7 @@ def _report(folder: Path, path: Path) -> None:
     study = read(folder)
     tasks = [task for task in CLAIMS if task in study.tasks]
     with_controls = [task for task in WITH_CONTROLS if study.of_controls(task)]
-    others = [task for task in TASKS if task not in CLAIMS]
-    parts = tables.sections(study, CLAIMS, others)
+    parts = tables.sections(study, CLAIMS, OTHERS)
 
     def picture(name: str, draw: Callable[[Path], None], text: str) -> None:
         file = path.with_name(f"{path.stem}_{name}.png")

@@ -272,3 +272,16 @@ def sections(study: Study, claims: Sequence[str], others: Sequence[str]) -> list
         if wanted:
             parts += [f"### {title}", table()]
     return parts
+
+
+def findings(study: Study, claims: Sequence[str], others: Sequence[str]) -> str:
+    """Return the tables of the page of findings.
+
+    Args:
+        study: The runs.
+        claims: Tasks on which claims are made.
+        others: The other tasks.
+    """
+    tasks = [task for task in (*claims, *others) if task in study.tasks]
+    parts = [adamw_table(study, tasks), muon_table(study, tasks)]
+    return "\n\n".join([bars(study, claims), *parts] if set(claims) <= set(tasks) else parts)
