@@ -45,6 +45,7 @@ def test_there_is_an_example_of_each_flax_api():
     assert [path.stem for path in EXAMPLES] == ["train_linen", "train_nnx"]
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # PennyLane's own
 def test_the_natural_gradient_finds_the_ground_state_sooner_than_adam(
     tmp_path, monkeypatch, capsys
 ):

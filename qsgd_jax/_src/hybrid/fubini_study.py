@@ -59,11 +59,11 @@ class FubiniStudy:
     parameters are the circuit's data: `update` takes them as `batch=`, and the metric is the mean
     over the batch.
 
-    On a device that JAX can trace (`default.qubit`, exact) the metric is the Jacobian of the
-    state, a part of the compiled step. On another simulator it is made of its states, at the
-    parameters and with each gate's angle moved once, in one call. With `approx` the device is asked
-    for covariances of the gates' generators, a circuit for each layer of gates, all in one call,
-    simulated or measured; of a noisy device these are covariances in its noisy states.
+    On a device that JAX can trace (`default.qubit`, exact) it is a part of the compiled step: the
+    Jacobian of the state. Another simulator is asked for its states, at the parameters and with
+    each gate's angle moved once, in one call. With `approx` any device is asked for covariances of
+    the gates' generators, by a circuit for each layer of gates, in one call; a noisy device has
+    those of its noisy states.
 
     Args:
       circuit: a QNode, a `QuantumLayer`, or a mapping of several: each is a block of its own, and

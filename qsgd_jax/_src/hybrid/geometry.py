@@ -88,13 +88,16 @@ def _of_slopes(psi: Array, slopes: Array) -> Array:
 def _state(qnode: Any, arguments: Arguments) -> Array:
     with traced_by_jax():
         gates = circuit(qnode, arguments, pure=True).operations
+        return _simulated(qnode, gates, qml.state())
 
-        def run() -> Any:
-            for gate in gates:
-                qml.apply(gate)
-            return qml.state()
 
-        return qml.QNode(run, qnode.device, interface="jax", diff_method="backprop")()
+def _simulated(qnode: Any, gates: Sequence[Any], measurement: Any) -> Array:
+    def run() -> Any:
+        for gate in gates:
+            qml.apply(gate)
+        return qml.apply(measurement)
+
+    return qml.QNode(run, qnode.device, interface="jax", diff_method="backprop")()
 
 
 # By a device, of the states that a simulator has
@@ -200,9 +203,12 @@ def _by_covariances(
     def circuits(arguments: Arguments) -> Any:
         return [x.tape for x in layers({name: arguments[name] for name in params})], tuple
 
-    found = ask(qnode, circuits, {**params, **inputs}, dtype)
+    if simulated_by_jax(qnode):
+        numbers = _traced(lambda x: _probabilities(qnode, layers(x)))(params)
+    else:
+        found = ask(qnode, circuits, {**params, **inputs}, dtype)
+        numbers = found.finish(found.numbers(found.angles, found.operands, key))
     tables = [x.eigenvalues for x in kept[0]]
-    numbers = found.finish(found.numbers(found.angles, found.operands, key))
     ends = np.cumsum([len(table) for table in tables])[:-1]
     blocks = [
         _covariance(p, jnp.asarray(table, dtype), qnode.shots.total_shots)
@@ -243,6 +249,11 @@ def _layers(tape: QuantumScript) -> Iterator[_Layer]:
         measured = [qml.probs(wires=wires)]
         before = QuantumScript([*before, *basis], measured, shots=tape.shots)
         yield _Layer(before, np.real(np.stack(columns, axis=1)), [gate.data[0] for gate in gates])
+
+
+def _probabilities(qnode: Any, layers: Sequence[_Layer]) -> Array:
+    """All that they measure, by JAX."""
+    return jnp.concatenate([_simulated(qnode, x.tape.operations, x.tape[-1]) for x in layers])
 
 
 def _has_generator(gate: Any) -> bool:
