@@ -101,7 +101,12 @@ class Asked:
                 for place, at in places:
                     data[at] = next(operand if place in one.operands else angle)
                 operations[gate] = _with_data(operations[gate], data)
-            yield one.tape.copy(operations=operations, trainable_params=list(one.angles))
+            yield QuantumScript(
+                operations,
+                one.tape.measurements,
+                shots=one.tape.shots,
+                trainable_params=one.tape.trainable_params,
+            )
 
 
 def _moving(one: Template) -> dict[int, list[tuple[int, int]]]:
