@@ -1,6 +1,7 @@
 """The study of the spectral form: its plan, controls and tasks."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,19 @@ import optax
 import pytest
 
 from benchmarks.spectral_time import is_axes_or_none, matrix_axes
+from experiments.engine import report
 from experiments.engine.contender import Contender
 from experiments.engine.results import Results, read_results
 from experiments.engine.runner import Bench, run_jobs
 from experiments.engine.statistics import curves_of
 from experiments.engine.workload import Workload, training_run
 from experiments.spectral_study import arms, effects, measure, plan, tables
-from experiments.spectral_study.__main__ import CONTENDERS, TASKS
+from experiments.spectral_study.__main__ import CLAIMS, CONTENDERS, OTHERS, TASKS, read
 from experiments.spectral_study.controls import CONTROLS, by_svd
 from experiments.tests.test_engine import DATA, quadratic, sgd
 from experiments.workloads.unseen import UNSEEN
 
+HERE = Path(__file__).resolve().parents[1]
 NARROW = (0.0099, 0.0101)
 BOWL = plan.Task("bowl", 20, NARROW, shares=(0.6,), seeds=6, points=4)
 
@@ -355,3 +358,24 @@ def test_singular_values_along_a_training_are_those_of_the_change():
     found = measure.spectra(workload, descent, hyper, leaf="kernel", steps=4, looks=(1, 3))
     sigma = np.linalg.svd(np.asarray(leaf), compute_uv=False)
     np.testing.assert_allclose(found, [0.5 * sigma, 1.5 * sigma], rtol=1e-4)
+
+
+def _between(path, begin):
+    _, found, rest = path.read_text().partition(begin)
+    content, end, _ = rest.partition(report.END)
+    assert found and end
+    return content.strip()
+
+
+def test_the_record_and_the_findings_are_what_the_stored_runs_say():
+    stored, records = HERE / "results" / "spectral_study", HERE / "records"
+    study = read(stored)
+    text = _between(records / "spectral_study.md", report.BEGIN)
+    for part in tables.sections(study, CLAIMS, OTHERS):
+        assert part in text
+    pictures = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert pictures and all((records / file).is_file() for file in pictures)
+    begin = report.BEGIN.replace("results", "results of the spectral study")
+    quoted = _between(HERE.parent / "docs" / "findings.md", begin)
+    assert quoted == tables.findings(study, CLAIMS, OTHERS)
+    assert sum(file.stat().st_size for file in stored.iterdir()) < 1e6
