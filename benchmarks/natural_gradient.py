@@ -57,7 +57,7 @@ And with --shots measurements, on the smallest of each: there circuits count.
 DAMPING = 1e-3
 PEER = Path(__file__).parent / "peers" / "natural_gradient.py"
 TARGETS = (1e-2, 1e-3)
-RATES = (0.01, 0.03, 0.1, 0.3)
+RATES = (0.03, 0.1, 0.3, 1.0)
 FIRST_TUNING_SEED = 1000
 
 Params = dict[str, Array]
