@@ -381,7 +381,7 @@ def measured_errors(
         )
         state, passed = tx.init({"weights": jnp.asarray(weights)}), []
         for _ in range(steps):
-            passed.append(layer.weights[...])
+            passed.append(nnx.to_pure_dict(nnx.state(layer, nnx.Param))["weights"])
             state = step(layer, state)
         found.append(np.asarray(exact(jnp.stack(passed))))
     return np.stack(found) / -problem.ground + 1

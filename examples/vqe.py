@@ -15,7 +15,7 @@ PAIRS = [(wire, (wire + 1) % N_QUBITS) for wire in WIRES]
 HAMILTONIAN = qml.Hamiltonian(
     [-1.0] * (2 * N_QUBITS), [qml.Z(i) @ qml.Z(j) for i, j in PAIRS] + [qml.X(i) for i in WIRES]
 )
-GROUND = float(np.linalg.eigvalsh(qml.matrix(HAMILTONIAN, wire_order=WIRES))[0])
+GROUND = np.linalg.eigvalsh(np.asarray(qml.matrix(HAMILTONIAN, wire_order=WIRES)))[0]
 
 
 @qml.qnode(qml.device("default.qubit", wires=N_QUBITS))

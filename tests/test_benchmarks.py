@@ -367,6 +367,7 @@ def test_both_arms_of_the_layer_s_time_compute_the_same(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # PennyLane's own
 def test_natural_gradient_compares_steps_and_starts(tmp_path, monkeypatch):
     peer = tmp_path / "peer.py"
     peer.write_text(
@@ -391,12 +392,13 @@ def test_natural_gradient_compares_steps_and_starts(tmp_path, monkeypatch):
     assert len(steps.rows) == 5 and len(exact.rows) == len(measured.rows) == 4
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # PennyLane's own
 @pytest.mark.parametrize("kind", ["by hand", "whole"])
 def test_metrics_of_the_natural_gradient_s_time_are_the_same(kind):
     problem = natural_gradient.entangled(2, 1)
     chosen = natural_gradient.metrics(problem, "default.qubit")
     params = {"weights": jnp.linspace(0.1, 1, 4).reshape(1, 2, 2)}
-    expected = qml.metric_tensor(
+    expected: Any = qml.metric_tensor(
         qml.QNode(problem.circuit, qml.device("default.qubit", wires=3), interface="autograd")
     )(qml.numpy.array(params["weights"]))
     (found,) = chosen[kind].measure(params)

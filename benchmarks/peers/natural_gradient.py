@@ -7,7 +7,7 @@ PennyLane's metric tensor runs on, as in the environment of `make test-catalyst`
 """
 
 # The peer's environment is not the one that checks types:
-# pyright: reportMissingImports=false, reportCallIssue=false
+# pyright: reportMissingImports=false, reportCallIssue=false, reportArgumentType=false
 
 from __future__ import annotations
 
