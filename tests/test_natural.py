@@ -304,6 +304,115 @@ def test_a_layer_is_found_wherever_it_stands():
     )
 
 
+# Gates of all kinds
+
+
+def _of_peculiar_gates(a, b, c):
+    qml.GlobalPhase(a)
+    qml.RY(b, wires=0)
+    qml.exp(qml.Z(0) @ qml.X(1), 0.5j * a)
+    qml.evolve(qml.Y(1), c)
+    qml.adjoint(qml.RX(b, wires=1))
+    qml.ctrl(qml.RZ, control=0)(a, wires=2)
+    qml.DoubleExcitation(c, wires=[0, 1, 2, 3])
+    return qml.expval(qml.Z(0))
+
+
+@pytest.mark.parametrize("device", SIMULATORS)
+def test_peculiar_gates_are_those_of_overlaps(device, float64):
+    rng = np.random.default_rng(3)
+    params = {name: jnp.asarray(rng.uniform(-2, 2)) for name in "abc"}
+    qnode = qml.QNode(_of_peculiar_gates, qml.device(device, wires=4))
+
+    @qml.qnode(qml.device("default.qubit", wires=4))
+    def state(**params):
+        for gate in qml.tape.make_qscript(_of_peculiar_gates)(**params).operations:
+            qml.apply(gate)
+        return qml.state()
+
+    (found,) = qsgd.FubiniStudy(qnode).measure(params)
+    np.testing.assert_allclose(found, _by_overlaps(state, params), atol=1e-6)
+    for approx in ("block-diag", "diag"):
+        (part,) = qsgd.FubiniStudy(qnode, approx).measure(params)
+        assert np.isfinite(part).all() and np.abs(part).max() > 1e-2
+
+
+@pytest.mark.parametrize("approx", [None, "diag"])
+@pytest.mark.parametrize("device", SIMULATORS)
+def test_the_metric_has_derivatives(device, approx, float64):
+    metric = qsgd.FubiniStudy(_qnode(_entangling, device), approx)
+    weights = _params(_entangling, dtype=np.float64)["weights"]
+
+    def total(x):
+        return metric.measure({"weights": x})[0].sum()
+
+    step = jnp.zeros_like(weights).at[0, 0, 1].set(1e-4)
+    expected = (total(weights + step) - total(weights - step)) / 2e-4
+    np.testing.assert_allclose(jax.grad(total)(weights)[0, 0, 1], expected, atol=1e-6)
+
+
+def _prepared(w):
+    qml.StatePrep(jnp.stack([jnp.cos(w[0]), jnp.sin(w[0])]), wires=0)
+    qml.RY(w[1], wires=1)
+    return qml.expval(qml.Z(0))
+
+
+def _of_a_matrix(w):
+    turn = jnp.array([[jnp.cos(w[0]), -jnp.sin(w[0])], [jnp.sin(w[0]), jnp.cos(w[0])]])
+    qml.QubitUnitary(turn, wires=0)
+    qml.RY(w[1], wires=1)
+    return qml.expval(qml.Z(0))
+
+
+def _of_a_power(w):
+    qml.Hadamard(0)
+    qml.pow(qml.Z(0), w[0])
+    qml.RY(w[1], wires=1)
+    return qml.expval(qml.Z(0))
+
+
+def _of_a_coefficient(w):
+    qml.Hadamard(0)
+    qml.evolve(w[0] * qml.Z(0), 1.0)
+    qml.RY(w[1], wires=1)
+    return qml.expval(qml.Z(0))
+
+
+def _of_moved_noise(w):
+    qml.DepolarizingChannel(0.1 * w[0] ** 2, wires=0)
+    qml.RY(w[1], wires=1)
+    return qml.expval(qml.Z(0))
+
+
+@pytest.mark.parametrize("device", SIMULATORS)
+@pytest.mark.parametrize("circuit", [_prepared, _of_a_matrix, _of_a_power, _of_a_coefficient])
+def test_what_moves_and_is_no_angle_is_refused(circuit, device):
+    for approx in ("block-diag", None):
+        if (device, approx) != ("default.qubit", None):
+            with pytest.raises(ValueError, match="that the parameters move and that are no angle"):
+                qsgd.FubiniStudy(_qnode(circuit, device), approx).measure({"w": jnp.ones(2)})
+
+
+def test_moved_noise_is_refused():
+    metric = qsgd.FubiniStudy(_qnode(_of_moved_noise, "default.mixed"), "diag")
+    with pytest.raises(ValueError, match=r"Depolarizing.* that the parameters move"):
+        metric.measure({"w": jnp.ones(2)})
+
+
+def test_a_state_of_data_is_prepared(float64):
+    def circuit(inputs, weights):
+        qml.AmplitudeEmbedding(inputs, wires=WIRES, normalize=True)
+        qml.StronglyEntanglingLayers(weights, wires=WIRES)
+        return qml.expval(qml.Z(0))
+
+    params = {"weights": np.random.default_rng(0).normal(size=(1, N, 3))}
+    batch = np.random.default_rng(1).uniform(0.1, 1, size=(2, 2**N))
+    found = [
+        qsgd.FubiniStudy(_qnode(circuit, device)).measure(params, batch)[0] for device in SIMULATORS
+    ]
+    np.testing.assert_allclose(*found, atol=1e-9)
+
+
 # How often it is measured
 
 
@@ -439,6 +548,31 @@ def test_abstract_inputs_and_dtypes():
     assert state.metric[0].dtype == jnp.float32
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_float32_parameters_stay_so_beside_float64(every, float64):
+    optimizer = qsgd.scale_by_metric(qsgd.FubiniStudy(_qnode(_shared), every=every))
+    params = _params(_shared)
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    assert state.metric[0].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("damping", [1e-8, 1e-5, None])
+def test_small_damping_of_a_singular_metric_is_finite_and_bounded(damping):
+    def circuit(weights):
+        qml.StronglyEntanglingLayers(weights, wires=WIRES)
+        return qml.expval(qml.Z(0))
+
+    optimizer = qsgd.scale_by_metric(qsgd.FubiniStudy(_qnode(circuit)), damping)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        params = {"weights": jnp.asarray(rng.uniform(0, 6, (6, N, 3)), jnp.float32)}
+        gradients = {"weights": jnp.asarray(rng.normal(size=(6, N, 3)), jnp.float32)}
+        updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+        length, before = (float(jnp.linalg.norm(x["weights"])) for x in (updates, gradients))
+        assert 0 < length < np.inf
+        assert damping is None or length <= 1.001 * before / damping
+
+
 def test_the_pseudo_inverse_leaves_out_what_does_not_move():
     def circuit(a, b):
         qml.RX(a, wires=0)
@@ -504,7 +638,7 @@ ONE = {"weights": jnp.ones(1)}
             lambda: qsgd.FubiniStudy(_qnode(_of_data)),
             {"weights": jnp.ones((1, N, 3))},
             None,
-            r"takes \['inputs'\], and update had no batch=",
+            r"takes \['inputs'\]: none is among the parameters",
         ),
         (
             lambda: qsgd.FubiniStudy(_qnode(_of_data)),
@@ -516,6 +650,12 @@ ONE = {"weights": jnp.ones(1)}
             lambda: qsgd.FubiniStudy(_qnode(_of_data)),
             {"weights": jnp.ones((1, N, 3))},
             jnp.ones((0, N)),
+            "must have one leading axis",
+        ),
+        (
+            lambda: qsgd.FubiniStudy(_qnode(_of_data)),
+            {"weights": jnp.ones((1, N, 3))},
+            jnp.float32(1),
             "must have one leading axis",
         ),
         (
@@ -554,7 +694,7 @@ ONE = {"weights": jnp.ones(1)}
             lambda: qsgd.FubiniStudy(_qnode(_entangling)),
             {"weights": jnp.ones((1, N, 3), int)},
             None,
-            "must be real numbers",
+            "must be an array of real numbers",
         ),
     ],
 )
@@ -598,6 +738,10 @@ def test_transformations_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match=r"'bias'.* by optax\.partition"):
         optimizer.init({**params, "bias": jnp.ones(3)})
     state = optimizer.init(params)
+    with pytest.raises(TypeError, match=r"params\['weights'\]=0.3 must be an array"):
+        optimizer.init({"weights": 0.3})
+    with pytest.raises(ValueError, match="updates have None at"):
+        optimizer.update({"weights": None}, state, params)
     with pytest.raises(ValueError, match="params"):
         optimizer.update(params, state)
     with pytest.raises(ValueError, match="does not match"):

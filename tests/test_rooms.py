@@ -58,7 +58,8 @@ nn/_transformer: nn/_attention
 nn/_layer: hybrid/functions hybrid/held hybrid/refusing devices host checks
 natural: trees
 hybrid/fubini_study: hybrid/geometry hybrid/held hybrid/refusing devices host checks trees typing
-hybrid/geometry: hybrid/functions hybrid/gathering hybrid/refusing hybrid/tracing devices host
+hybrid/geometry: hybrid/functions hybrid/gates hybrid/gathering hybrid/refusing hybrid/tracing host
+hybrid/gates: hybrid/refusing hybrid/tracing devices host
 hybrid/functions: hybrid/asking hybrid/gathering hybrid/tracing devices host
 hybrid/gathering:
 hybrid/asking: hybrid/tracing host
@@ -169,6 +170,7 @@ def test_data_flow_one_way():
                 "hybrid/functions",
                 "hybrid/asking",
                 "hybrid/fubini_study",
+                "hybrid/gates",
                 "hybrid/geometry",
                 "hybrid/refusing",
                 "hybrid/tracing",

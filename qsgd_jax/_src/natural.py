@@ -1,5 +1,6 @@
 """Natural gradients: updates measured by what they change, not by how far they move."""
 
+import functools
 import math
 from typing import Any, NamedTuple, Protocol
 
@@ -9,9 +10,10 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int32
 
-from qsgd_jax._src.trees import check_gradients, check_state, is_number, wider
+from qsgd_jax._src.trees import check_gradients, check_state, is_none, is_number, wider
 
 Matrix = Float[Array, "m m"]
+_dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class Metric(Protocol):
@@ -97,6 +99,13 @@ def scale_by_metric(
         updates: Any, state: Any, params: Any = None, *, batch: Any = None, **extra_args: Any
     ) -> Any:
         del extra_args
+        for path, leaf in jax.tree_util.tree_leaves_with_path(updates, is_leaf=is_none):
+            if leaf is None:
+                raise ValueError(
+                    f"updates have None at {jax.tree_util.keystr(path)!r}: each parameter of a "
+                    "circuit takes a part in its metric; one that rests is an argument of it, by "
+                    "functools.partial."
+                )
         check_state(state, init, params, updates)
         check_gradients(updates, params)
 
@@ -105,7 +114,7 @@ def scale_by_metric(
             new = metric.measure(params, batch, key=key)
             kept = jnp.where(state.count == 0, 0.0, metric.decay)
             pairs = zip(state.metric, new, strict=True)
-            return [(kept * a + (1 - kept) * b).astype(b.dtype) for a, b in pairs]
+            return [(kept * a + (1 - kept) * b).astype(a.dtype) for a, b in pairs]
 
         if metric.every == 1:
             now = measured()
@@ -125,12 +134,15 @@ def scale_by_metric(
 
 
 def _solved(g: Matrix, u: Float[Array, " m"], damping: Any) -> Float[Array, " m"]:
+    # By eigenvalues: rounding makes some of a singular metric's negative.
+    values, basis = jnp.linalg.eigh(g)
+    values = jnp.maximum(values, 0)
     if damping is None:
-        rounding = 10 * len(u) * jnp.finfo(g.dtype).eps
-        inverse = jnp.linalg.pinv(g, rtol=rounding, hermitian=True)
-        return jnp.matmul(inverse, u, precision=jax.lax.Precision.HIGHEST)
-    damped = g + jnp.asarray(damping, g.dtype) * jnp.eye(len(u), dtype=g.dtype)
-    return jax.scipy.linalg.solve(damped, u, assume_a="pos")
+        least = 10 * len(u) * jnp.finfo(g.dtype).eps * jnp.max(values)
+        scales = jnp.where(values > least, 1 / jnp.maximum(values, least), 0)
+    else:
+        scales = 1 / (values + jnp.asarray(damping, g.dtype))
+    return _dot(basis, scales * _dot(basis.T, u))
 
 
 def _check_damping(damping: Any) -> None:

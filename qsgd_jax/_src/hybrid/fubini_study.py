@@ -63,7 +63,7 @@ class FubiniStudy:
     Jacobian of the state. Another simulator is asked for its states, at the parameters and with
     each gate's angle moved once, in one call. With `approx` any device is asked for covariances of
     the gates' generators, by a circuit for each layer of gates, in one call; a noisy device has
-    those of its noisy states.
+    those of its noisy states. What a QNode reads beside its arguments is read once.
 
     Args:
       circuit: a QNode, a `QuantumLayer`, or a mapping of several: each is a block of its own, and
@@ -138,8 +138,8 @@ class FubiniStudy:
                 raise ValueError(
                     f"params have a leaf {whole!r}, which is no parameter of {names}; {PARTITION}."
                 )
-            if not is_number(jnp.zeros((), leaf.dtype), jnp.floating):
-                raise TypeError(f"params[{whole!r}] of {leaf.dtype} must be real numbers.")
+            if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)):
+                raise TypeError(f"params[{whole!r}]={leaf!r} must be an array of real numbers.")
             groups.setdefault(parent, {})[name] = i
         if self._anywhere and len(groups) > 1:
             raise ValueError(
@@ -220,7 +220,9 @@ def _inputs(circuit: _Circuit, params: set[str], batch: Batch, dtype: Any) -> di
     if not names or (batch is None and not needed):
         return {}
     if batch is None:
-        raise ValueError(f"{circuit.name} takes {needed}, and update had no batch=.")
+        raise ValueError(
+            f"{circuit.name} takes {needed}: none is among the parameters, and there is no batch=."
+        )
     if not isinstance(batch, Mapping):
         if len(needed) > 1:
             raise ValueError(f"{circuit.name} takes {needed}: batch must be a mapping of them.")
@@ -230,8 +232,8 @@ def _inputs(circuit: _Circuit, params: set[str], batch: Batch, dtype: Any) -> di
     found = {name: jnp.asarray(x) for name, x in batch.items()}
     if circuit.input_name:
         found = {name: x.reshape(-1, *x.shape[-1:]) for name, x in found.items()}
-    lengths = {x.shape[:1] for x in found.values()}
-    if len(lengths) != 1 or not lengths <= {(n,) for (n,) in lengths if n}:
+    lengths = {len(x) if x.ndim else 0 for x in found.values()}
+    if len(lengths) != 1 or 0 in lengths:
         shapes = {name: x.shape for name, x in found.items()}
         raise ValueError(f"batch of {shapes} must have one leading axis, of 1 at least.")
     return {

@@ -4,7 +4,17 @@ import contextlib
 from collections.abc import Iterator, Mapping
 
 import jax
-from pennylane.exceptions import QuantumFunctionError
+from pennylane.exceptions import (
+    DecompositionUndefinedError,
+    DeviceError,
+    DiagGatesUndefinedError,
+    QuantumFunctionError,
+)
+
+_OF_CIRCUITS = (
+    *(TypeError, IndexError, ValueError),
+    *(QuantumFunctionError, DeviceError, DecompositionUndefinedError, DiagGatesUndefinedError),
+)
 
 
 class RefusedError(ValueError):
@@ -33,6 +43,6 @@ def explained(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None
             f"{name}: it calls NumPy on its arguments; allowed is jax.numpy. "
             f"{str(error).splitlines()[0]}"
         ) from error
-    except (TypeError, IndexError, ValueError, QuantumFunctionError) as error:
+    except _OF_CIRCUITS as error:
         of = ", ".join(f"{argument} of {shape}" for argument, shape in shapes.items())
         raise ValueError(f"{name} fails at one input, with {of}: {error}") from error

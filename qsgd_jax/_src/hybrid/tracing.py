@@ -33,7 +33,7 @@ class Template(NamedTuple):
       angles: places of the gates' angles among its parameters, in order.
       operands: places of what else JAX computes, states and matrices.
       shapes: of its results.
-      frequencies: of the results in each angle.
+      frequencies: of the results in each angle; of a state, if it moves by Pauli words.
     """
 
     tape: QuantumScript
@@ -277,6 +277,8 @@ def _template(tape: QuantumScript) -> tuple[Template, list[Any], list[Any]]:
         found = _frequencies(*_gate(tape, place))
         assert found is not None, "Gates of unknown frequencies have been taken apart."
         frequencies.append(_of_squares(found) if squared else found)
+    if any(isinstance(x, StateMP) for x in tape.measurements):
+        frequencies = [tuple(x / 2 for x in found) or (1.0,) for found in frequencies]
     stand_ins = [_stand_in(values[place].shape) for place in sorted(angles + operands)]
     for op in tape.operations:  # what JAX has normalized in float32 would be refused
         if "validate_norm" in op.hyperparameters:
