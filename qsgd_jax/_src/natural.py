@@ -65,7 +65,7 @@ def scale_by_metric(
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, pennylane as qml, qsgd_jax as qsgd
-      >>> @qml.qnode(qml.device("default.qubit", wires=1))
+      >>> @qml.qnode(qml.device("lightning.qubit", wires=1))
       ... def energy(weights):
       ...     qml.RX(weights[0], wires=0)
       ...     qml.RY(weights[1], wires=0)
