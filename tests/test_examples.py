@@ -49,6 +49,7 @@ def test_there_is_an_example_of_each_flax_api():
 def test_the_natural_gradient_finds_the_ground_state_sooner_than_adam(
     tmp_path, monkeypatch, capsys
 ):
+    pytest.importorskip("matplotlib")  # the package itself does not need it
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(FOLDER / "vqe.py"), run_name="__main__")
     errors = re.findall(r"(.*): relative error ([\d.]+)", capsys.readouterr().out)
