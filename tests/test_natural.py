@@ -489,7 +489,7 @@ def test_a_measurement_is_one_call_to_the_device(monkeypatch):
 @pytest.mark.parametrize("approx", ["block-diag", "diag"])
 @pytest.mark.parametrize("device", SIMULATORS)
 def test_measured_metrics_are_unbiased(device, approx):
-    params, shots, repeats = _params(_controlled), 20, 150
+    params, shots, repeats = _params(_controlled), 300, 100
     (exact,) = qsgd.FubiniStudy(_qnode(_controlled, device), approx).measure(params)
     metric = qsgd.FubiniStudy(_qnode(_controlled, device, shots), approx)
 
@@ -503,6 +503,12 @@ def test_measured_metrics_are_unbiased(device, approx):
     error = found.std(0, ddof=1) / np.sqrt(repeats)
     assert error.max() > 1e-4
     assert (np.abs(found.mean(0) - exact) <= 5 * error + 1e-6).all()
+    # Of so few shots that without the factor the mean would be half as large.
+    few = qsgd.FubiniStudy(_qnode(_controlled, device, 2), approx)
+    keys = jnp.arange(1200, dtype=jnp.uint32).reshape(-1, 2)
+    trace = jax.jit(lambda x: jax.lax.map(lambda key: few.measure(x, key=key)[0].trace(), keys))
+    found = np.asarray(trace(params))
+    assert abs(found.mean() - exact.trace()) <= 5 * found.std(ddof=1) / np.sqrt(len(found))
 
 
 def test_of_few_shots_a_resumed_state_goes_on():
