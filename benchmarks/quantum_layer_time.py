@@ -40,9 +40,8 @@ and weights) of AngleEmbedding and two StronglyEntanglingLayers, each qubit's Z 
 first is the first call, with what is traced and compiled then; ms is one call after it, the median
 over rounds, in which each has its turn in a random order. Ratios are to the layer's within the
 round, with their 95 % intervals (order statistics). Where a call takes more than --patience
-seconds, there are two rounds alone; a batch of more than --amplitudes of them is left out. On
-default.qubit the layer is the vmap of the QNode; two
-equal rows tell the noise.
+seconds, there are two rounds alone; batches of more than --amplitudes amplitudes are left out. On
+default.qubit the layer is the vmap of the QNode; two equal rows tell the noise.
 
 The last table trains the model of examples/hybrid_classifier.py with the layer, and with jax.vmap
 of the QNode in its place, to a test accuracy of 95 %: seconds, those of compiling included.
