@@ -12,6 +12,8 @@ from typing import Any
 
 import pennylane as qml
 
+import qsgd_jax as qsgd
+
 
 def _qiskit_aer(wires: int, **options: Any) -> Any:
     from qiskit_aer.noise import NoiseModel  # pyright: ignore[reportMissingImports]
@@ -63,6 +65,18 @@ def slow_lightning() -> Any:
 def qiskit_aer_manila() -> Any:
     """Qiskit's simulator with the noise of an IBM device, four qubits."""
     return _qiskit_aer(4)
+
+
+def ising_metric() -> qsgd.FubiniStudy:
+    """The metric of an Ising pair's energy, in 1,000 shots; what `MetricProber` asks."""
+
+    @qml.set_shots(1000)
+    @qml.qnode(qml.device("lightning.qubit", wires=2, seed=0))
+    def energy(weights: Any) -> Any:
+        qml.StronglyEntanglingLayers(weights, wires=range(2))
+        return qml.expval(qml.Z(0) @ qml.Z(1) + qml.X(0) + qml.X(1))
+
+    return qsgd.FubiniStudy(energy, approx="block-diag", every=None)
 
 
 def _named(name: str) -> Callable[[int], Any]:

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from qsgd_jax._src.circuit import Circuit
     from qsgd_jax._src.hybrid.fubini_study import FubiniStudy
     from qsgd_jax._src.probing import probe
-    from qsgd_jax._src.remote.prober import ProbeAccounting, ProbeError, RemoteProber
+    from qsgd_jax._src.remote.beside import ProbeError
+    from qsgd_jax._src.remote.metric_prober import MetricProber
+    from qsgd_jax._src.remote.prober import RemoteProber
+    from qsgd_jax._src.remote.schedule import ProbeAccounting
     from qsgd_jax._src.spectral.building import spectral_cascade
     from qsgd_jax._src.spectral.circuit import spectral_circuit
 
@@ -46,6 +49,7 @@ __all__ = [
     "Everywhere",
     "FubiniStudy",
     "Leading",
+    "MetricProber",
     "PerturbationDiagnostics",
     "ProbeAccounting",
     "ProbeError",
@@ -81,8 +85,9 @@ __all__ = [
 _LATER = {
     "Circuit": "circuit",
     "FubiniStudy": "hybrid.fubini_study",
-    "ProbeAccounting": "remote.prober",
-    "ProbeError": "remote.prober",
+    "MetricProber": "remote.metric_prober",
+    "ProbeAccounting": "remote.schedule",
+    "ProbeError": "remote.beside",
     "RemoteProber": "remote.prober",
     "probe": "probing",
     "spectral_cascade": "spectral.building",

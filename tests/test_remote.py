@@ -20,9 +20,9 @@ import pytest
 from flax import nnx
 
 import qsgd_jax as qsgd
-from qsgd_jax._src import devices, fourier
-from qsgd_jax._src.remote import asker
-from qsgd_jax._src.remote import prober as remote
+from qsgd_jax._src import devices, fourier, refreshable
+from qsgd_jax._src.remote import asker, beside
+from qsgd_jax._src.remote import prober as prober_module
 from qsgd_jax._src.remote.answers import Probe
 from qsgd_jax._src.remote.process import EndedError, WorkerProcess
 
@@ -85,7 +85,7 @@ SECRET = "d41d8cd98f00b204e9800998ecf8427e"
 
 @pytest.mark.slow
 def test_a_thousand_steps_beside_a_failing_device(faulty_device, monkeypatch, caplog, capfd):
-    monkeypatch.setattr(remote, "_SHARE_OF_TIME", 1.0)  # or it would ask less often
+    monkeypatch.setattr(beside, "_SHARE_OF_TIME", 1.0)  # or it would ask less often
     caplog.set_level(logging.INFO, "qsgd_jax")
     jobs, threads = faulty_device("all"), threading.active_count()
     errors = 5 * _standard_errors()
@@ -375,7 +375,7 @@ class _ScriptedProcess:
 def scripted(monkeypatch):
     """`(*acts, **options) -> prober, script, clock` without any process."""
     clock = _Clock()
-    for module in (remote, asker):
+    for module in (beside, prober_module, asker):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(asker.random, "uniform", lambda low, high: 1.0)
     put = jax.device_put  # of the age, which else might be seen a step later
@@ -585,14 +585,14 @@ def test_pauses_are_never_longer_than_the_breaker_s(scripted):
 
 def test_looking_costs_a_hundredth_of_the_time(scripted, monkeypatch):
     prober, _, clock = scripted()
-    state, looks, find = prober.wait(OPTIMIZER.init(PARAMS)), [], remote.refreshable.find
+    state, looks, find = prober.wait(OPTIMIZER.init(PARAMS)), [], refreshable.find
 
-    def slow(state):
+    def slow(state, kind):
         looks.append(clock.now)
         clock.now += 0.001
-        return find(state)
+        return find(state, kind)
 
-    monkeypatch.setattr(remote.refreshable, "find", slow)
+    monkeypatch.setattr(refreshable, "find", slow)
     _train(prober, state, 1000, clock, 0.01)
     np.testing.assert_allclose(np.diff(looks), 0.105, atol=0.01)
 

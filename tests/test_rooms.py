@@ -45,10 +45,13 @@ spectral/angles: spectral/polynomials
 spectral/circuit: probing surrogate circuit
 spectral/routing: trees typing
 spectral/polynomials:
-remote/prober: remote/asker remote/answers remote/process remote/schedule refreshable
+remote/metric_prober: remote/beside remote/asker remote/answers remote/process remote/messages
+  refreshable natural hybrid/fubini_study typing
+remote/prober: remote/beside remote/asker remote/answers remote/process refreshable
   probing circuit checks typing
-remote/asker: remote/answers remote/process remote/schedule circuit
-remote/worker: remote/answers devices circuit
+remote/beside: remote/asker remote/schedule checks
+remote/asker: remote/answers remote/process remote/schedule
+remote/worker: hybrid/fubini_study remote/answers remote/messages devices circuit
 remote/answers: devices circuit fourier
 remote/process: circuit
 refreshable: surrogate typing
@@ -78,6 +81,7 @@ blocks: xla
 saving: provenance
 trees: typing
 remote/schedule:
+remote/messages:
 compatibility:
 half_turns:
 xla:

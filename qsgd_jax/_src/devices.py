@@ -12,7 +12,7 @@
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,7 @@ from qsgd_jax._src.host import Prepared, alone, name_of, run_on_host, stacked, w
 
 __all__ = [
     "check",
+    "counted_shots",
     "measures_only",
     "n_shots",
     "open_device",
@@ -202,6 +203,14 @@ def measures_only(device: Device) -> bool:
     """
     client = type(getattr(device, "target_device", device))
     return any(base.__module__.startswith("pennylane_qiskit") for base in client.__mro__)
+
+
+@contextlib.contextmanager
+def counted_shots(devices: Sequence[Device]) -> Iterator[Callable[[], int]]:
+    """Count the shots that devices are asked for meanwhile, as far as they tell."""
+    with contextlib.ExitStack() as stack:
+        trackers = [stack.enter_context(qml.Tracker(device)) for device in devices]
+        yield lambda: sum(tracker.totals.get("shots", 0) for tracker in trackers)
 
 
 @contextlib.contextmanager

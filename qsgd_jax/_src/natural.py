@@ -19,7 +19,7 @@ _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 class Metric(Protocol):
     """What measures steps of parameters; `qsgd_jax.FubiniStudy` is one."""
 
-    every: int
+    every: int | None
     decay: float
 
     def find(self, params: Any) -> Any: ...
@@ -31,7 +31,7 @@ class ScaleByMetricState(NamedTuple):
 
     Attributes:
       count: steps taken.
-      metric: of each circuit, as last measured.
+      metric: of each circuit, as last measured; the unit matrix before.
     """
 
     count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -92,7 +92,7 @@ def scale_by_metric(
         for place in metric.find(params):
             own = [leaves[i] for i in place.leaves.values()]
             size = sum(math.prod(x.shape) for x in own)
-            found.append(jnp.zeros((size, size), wider(jnp.float32, *(x.dtype for x in own))))
+            found.append(jnp.eye(size, dtype=wider(jnp.float32, *(x.dtype for x in own))))
         return ScaleByMetricState(jnp.zeros((), jnp.int32), found)
 
     def update(
@@ -116,7 +116,9 @@ def scale_by_metric(
             pairs = zip(state.metric, new, strict=True)
             return [(kept * a + (1 - kept) * b).astype(a.dtype) for a, b in pairs]
 
-        if metric.every == 1:
+        if metric.every is None:
+            now = state.metric
+        elif metric.every == 1:
             now = measured()
         else:
             due = state.count % metric.every == 0

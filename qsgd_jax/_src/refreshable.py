@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -101,24 +101,21 @@ def refreshable(surrogate: Surrogate) -> Refreshable:
 
 
 def find(
-    opt_state: PyTree,
-) -> tuple[list[RefreshableCoefficients], Callable[[list[RefreshableCoefficients]], PyTree], Any]:
-    """All refreshable coefficients of a state, how to put others there, and its structure."""
-    leaves, treedef = jax.tree.flatten(
-        opt_state, is_leaf=lambda x: isinstance(x, RefreshableCoefficients)
-    )
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, RefreshableCoefficients)]
+    opt_state: PyTree, kind: type
+) -> tuple[list[list[Array]], Callable[[Sequence[PyTree]], PyTree], Any]:
+    """The arrays of all nodes of a kind in a state, how to put others there, and its structure."""
+    leaves, treedef = jax.tree.flatten(opt_state, is_leaf=lambda x: isinstance(x, kind))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, kind)]
 
-    def put_back(changed: list[RefreshableCoefficients]) -> PyTree:
+    def put_back(changed: Sequence[PyTree]) -> PyTree:
         new = list(leaves)
         for i, held in zip(places, changed, strict=True):
             # Flax wraps each array of a state in a variable, which is a tree of that array.
-            arrays = jax.tree.leaves(tuple(held))
+            arrays = jax.tree.leaves(held)
             new[i] = jax.tree.unflatten(jax.tree.structure(leaves[i]), arrays)
         return treedef.unflatten(new)
 
-    held = [RefreshableCoefficients(*jax.tree.leaves(leaves[i])) for i in places]
-    return held, put_back, treedef
+    return [jax.tree.leaves(leaves[i]) for i in places], put_back, treedef
 
 
 def read(array: Any) -> np.ndarray:

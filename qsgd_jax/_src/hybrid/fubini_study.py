@@ -47,6 +47,17 @@ class _Circuit(NamedTuple):
         return name_of(self.held.qnode.func)
 
 
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """A leaf's name: its path's, joined by dots.
+
+    Args:
+      path: of a leaf.
+    """
+    if path and path[-1] in (GetAttrKey("value"), GetAttrKey("raw_value")):  # of nnx.Param
+        path = path[:-1]
+    return keystr(path, simple=True, separator=".")
+
+
 class FubiniStudy:
     r"""The metric of quantum circuits, by which `scale_by_metric` measures a step.
 
@@ -71,6 +82,7 @@ class FubiniStudy:
       approx: `None` for the whole metric, `"block-diag"` for gates within one layer of gates, none
         of which follows another, `"diag"` for each gate alone.
       every: steps from one measurement to the next; between them the optimizer's state keeps it.
+        `None`: no step measures; a `MetricProber` does, beside the loop.
       decay: of a running mean of what is measured, 0 for none.
 
     Raises:
@@ -96,10 +108,13 @@ class FubiniStudy:
       `pennylane.metric_tensor`.
     """
 
-    def __init__(self, circuit: Any, approx: Approx = None, *, every: int = 1, decay: float = 0.0):
+    def __init__(
+        self, circuit: Any, approx: Approx = None, *, every: int | None = 1, decay: float = 0.0
+    ):
         if approx not in (None, "block-diag", "diag"):
             raise ValueError(f"approx={approx!r} must be None, 'block-diag' or 'diag'.")
-        check_integer("every", every, 1, 2**31 - 1)
+        if every is not None:
+            check_integer("every", every, 1, 2**31 - 1)
         if not is_number(decay, jnp.floating) and decay != 0:
             raise TypeError(f"decay={decay!r} must be a number in [0, 1).")
         if not 0 <= decay < 1:
@@ -113,6 +128,17 @@ class FubiniStudy:
         self.approx: Approx = approx
         self.every = every
         self.decay = decay
+
+    @property
+    def parameters(self) -> dict[str, list[str]]:
+        """Names of what may be each circuit's parameters; one circuit alone has the key `""`."""
+        return {name: sorted(x.parameters) for name, x in self._circuits.items()}
+
+    @property
+    def devices(self) -> list[Any]:
+        """What the circuits run on, each once."""
+        found = [x.held.qnode.device for x in self._circuits.values()]
+        return list({id(x): x for x in found}.values())
 
     def find(self, params: PyTree) -> list[Place]:
         """Find the parameters of each circuit.
@@ -128,9 +154,7 @@ class FubiniStudy:
         """
         groups: dict[str, dict[str, int]] = {}
         for i, (path, leaf) in enumerate(tree_leaves_with_path(params)):
-            if path and path[-1] in (GetAttrKey("value"), GetAttrKey("raw_value")):  # of nnx.Param
-                path = path[:-1]
-            whole = keystr(path, simple=True, separator=".")
+            whole = leaf_name(path)
             parent, _, name = whole.rpartition(".")
             wanted = self._circuits.get("" if self._anywhere else parent)
             if wanted is None or name not in wanted.parameters:

@@ -3,13 +3,13 @@
 import logging
 import random
 import time
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from qsgd_jax._src.circuit import Circuit
 from qsgd_jax._src.remote import schedule
-from qsgd_jax._src.remote.answers import Probe, RejectedError
+from qsgd_jax._src.remote.answers import RejectedError
 from qsgd_jax._src.remote.process import EndedError, WorkerProcess
 from qsgd_jax._src.remote.schedule import Policy, ProbeAccounting, Status
 
@@ -30,14 +30,12 @@ NO_PROBLEM, BREAKER_OPENED, BUDGET_SPENT = range(3)
 
 
 class Asker:
-    """Asks a device for a circuit's coefficients, as a policy says, and collects the answers.
+    """Asks a device, as a policy says, and collects the answers that can be believed.
 
     Args:
       name: of the prober, for the log.
-      device: name of a device, or `module:function`.
-      circuit: the circuit.
-      probe: its settings.
-      shots: how often each is measured.
+      order: what the device's process is told first.
+      accept: from its answers to numbers for the state; it raises `RejectedError`.
       policy: when to ask.
       accounting: what may be spent.
     """
@@ -45,37 +43,35 @@ class Asker:
     def __init__(
         self,
         name: str,
-        device: str,
-        circuit: Circuit,
-        probe: Probe,
-        shots: int,
+        order: dict[str, Any],
+        accept: Callable[[Any], np.ndarray],
         policy: Policy,
         accounting: ProbeAccounting,
     ):
         self.name, self.accounting, self.status = name, accounting, Status()
-        self._probe, self._policy, self._n_qubits = probe, policy, circuit.n_qubits
-        shape = {name: int(getattr(circuit, name)) for name in ("n_qubits", "depth", "uploads")}
-        angles = np.asarray(circuit.angles).tolist()
-        self._order = {"device": device, "circuit": shape, "angles": angles, "shots": shots}
+        self._order, self._accept, self._policy = order, accept, policy
         self._asked_at = 0  # for the job under way, in Unix seconds
         self._process: WorkerProcess | None = None
-        _ = probe.exact  # now, rather than when the first answer has come
 
-    def turn(self) -> News:
-        """Do what is to be done now."""
+    def turn(self, question: Callable[[], dict[str, Any]] = dict) -> News:
+        """Do what is to be done now.
+
+        Args:
+          question: what a job is told beside its number.
+        """
         clock = {"now": time.monotonic(), "unix_time": time.time()}
         problem, table = NO_PROBLEM, None
         match schedule.decide(self._policy, self.status, self.accounting, **clock):
             case "collect":
                 problem, table = self._collect()
             case "ask":
-                self._ask()
+                self._ask(question())
             case "budget spent":
                 problem = self._spent()
         return News(self.accounting.jobs, self.accounting.shots, problem, self._asked_at, table)
 
-    def open(self) -> str | None:
-        """Start the process and have it open the device; what is wrong with it, if anything."""
+    def open(self) -> tuple[dict[str, Any], str | None]:
+        """Start the process and have it open the device: what it says, and what is wrong."""
         self._process = WorkerProcess(self._order)
         try:
             self._process.send({"job": 0})
@@ -86,17 +82,14 @@ class Asker:
             self.end()
             raise
         if message is None:
-            return f"was not open within timeout={self._policy.timeout} s"
+            return {}, f"was not open within timeout={self._policy.timeout} s"
         if "failed" in message:
-            return (
-                f"could not be opened for this circuit and shots: {message['failed']} (are its "
+            return {}, (
+                f"could not be opened, or cannot do what is asked: {message['failed']} (are its "
                 "credentials where its client looks for them? Opened in your own process it says "
                 "more)"
             )
-        n, wires = self._n_qubits, message["wires"]
-        if wires is not None and wires < n:
-            return f"has {wires} wires; allowed are devices of at least n_qubits={n}"
-        return None
+        return message, message.get("problem")
 
     def _spent(self) -> int:
         done = self.accounting
@@ -105,11 +98,11 @@ class Asker:
             f"of max_shots={done.max_shots} shots"
         )
         if done.last_problem != problem:
-            _LOG.warning("%s: %s; the coefficients stay as they are", self.name, problem)
+            _LOG.warning("%s: %s; the state stays as it is", self.name, problem)
         done.last_problem = problem
         return BUDGET_SPENT
 
-    def _ask(self) -> None:
+    def _ask(self, question: dict[str, Any]) -> None:
         done, shots = self.accounting, self._policy.shots_a_job
         done.jobs += 1
         done.shots += shots
@@ -117,19 +110,20 @@ class Asker:
         self._asked_at = int(time.time())
         if self._process is None:
             self._process = WorkerProcess(self._order)
-        self._process.send({"job": done.jobs})
+        self._process.send({"job": done.jobs, **question})
         _LOG.info(
             "%s: job %d of %d submitted, %d shots", self.name, done.jobs, done.max_jobs, shots
         )
 
     def _collect(self) -> tuple[int, np.ndarray | None]:
-        """The coefficients of the job under way, if they have come and can be believed."""
+        """What the job under way has answered, if it has come and can be believed."""
         try:
             message = cast(WorkerProcess, self._process).receive()
             if message is not None and "failed" in message:
                 return self._without_answer("failed", message["failed"]), None
             if message is not None:
-                table = self._probe.coefficients(message["answers"])
+                self.accounting.shots += message.get("shots", 0)
+                table = self._accept(message["answers"])
             elif time.monotonic() < cast(float, self.status.deadline):
                 return NO_PROBLEM, None
             else:
@@ -153,7 +147,7 @@ class Asker:
         self.status = schedule.failed(self._policy, self.status, now, jitter)
         opened = schedule.is_open(self._policy, self.status)
         _LOG.warning(
-            "%s: %s; the coefficients stay as they are, next attempt in %.3g s at the earliest%s",
+            "%s: %s; the state stays as it is, next attempt in %.3g s at the earliest%s",
             self.name,
             done.last_problem,
             self.status.not_before - now,

@@ -1,41 +1,29 @@
 """Probing a slow, costly or failing device beside the training loop, between steps."""
 
 import datetime
-import math
 import time
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.experimental import multihost_utils
 
 from qsgd_jax._src import refreshable
-from qsgd_jax._src.checks import check_integer, check_seconds, shots_for
+from qsgd_jax._src.checks import check_integer, shots_for
 from qsgd_jax._src.circuit import Circuit
 from qsgd_jax._src.probing import checksum
 from qsgd_jax._src.refreshable import RefreshableCoefficients
 from qsgd_jax._src.remote.answers import Probe
-from qsgd_jax._src.remote.asker import BREAKER_OPENED, Asker, News
+from qsgd_jax._src.remote.asker import News
+from qsgd_jax._src.remote.beside import MOST, BesideTheLoop, check_concrete, checked_policy
 from qsgd_jax._src.remote.process import device_name
-from qsgd_jax._src.remote.schedule import Policy, ProbeAccounting
 from qsgd_jax._src.typing import PyTree
 
 # With fewer, the answers of a device whose wires are swapped look like noise.
 _FEWEST_SHOTS = 100
-_MOST = 2**32 - 1  # the state counts in 32 bits
-# Looking for an answer takes this share of the training's time, and is never put off by more
-# than so many seconds.
-_SHARE_OF_TIME = 0.01
-_LONGEST_BLINK = 1.0
 
 
-class ProbeError(RuntimeError):
-    """A device did not answer, or what it answered cannot be believed."""
-
-
-class RemoteProber:
+class RemoteProber(BesideTheLoop):
     r"""Keeps the coefficients in an optimizer's state fresh from a device that may take its time.
 
     The device is opened in a process of its own, which is ended when a job hangs; `refresh`, called
@@ -96,61 +84,51 @@ class RemoteProber:
         probe_shots: int | None = None,
         target_standard_error: float | None = None,
         refresh_every: int | datetime.timedelta = 1000,
-        max_shots: int = _MOST,
+        max_shots: int = MOST,
         timeout: float = 600.0,
         retries: int = 3,
         backoff: float = 1.0,
         cool_down: float = 300.0,
         on_failure: Literal["hold", "raise"] = "hold",
     ):
-        self._device = device_name(device)
+        name = device_name("device", device)
         if not isinstance(circuit, Circuit):
             raise TypeError(f"circuit={circuit!r} must be a qsgd_jax.Circuit.")
         if circuit.traced:
             raise ValueError("circuit must have concrete angles: a device cannot trace.")
-        if on_failure not in ("hold", "raise"):
-            raise ValueError(f"on_failure={on_failure!r} must be 'hold' or 'raise'.")
-        check_integer("max_jobs", max_jobs, 1, _MOST)
-        check_integer("retries", retries, 0, 100)
-        for name, value in (("timeout", timeout), ("backoff", backoff), ("cool_down", cool_down)):
-            check_seconds(name, value)
-        if isinstance(refresh_every, datetime.timedelta):
-            check_seconds("refresh_every", refresh_every.total_seconds())
-        else:
-            check_integer("refresh_every", refresh_every, 1, 2**31 - 1)
         shots = _shots(probe_shots, target_standard_error)
         probe = Probe(circuit, shots)
         shots_a_job = shots * probe.n_settings
-        check_integer("max_shots", max_shots, 1, _MOST)
+        policy = checked_policy(refresh_every, shots_a_job, timeout, retries, backoff, cool_down)
+        check_integer("max_shots", max_shots, 1, MOST)
         if max_shots < shots_a_job:
             raise ValueError(
                 f"max_shots={max_shots} is too small for one probe: {probe.n_settings} "
                 f"settings of {shots} shots are {shots_a_job}."
             )
-        self._circuit, self._on_failure = circuit, on_failure
-        policy = Policy(refresh_every, shots_a_job, timeout, retries, backoff, cool_down)
-        self.accounting: ProbeAccounting = ProbeAccounting(0, max_jobs, 0, max_shots)
-        self._asker = Asker(
-            repr(self), self._device, circuit, probe, shots, policy, self.accounting
+        shape = {x: int(getattr(circuit, x)) for x in ("n_qubits", "depth", "uploads")}
+        angles = np.asarray(circuit.angles).tolist()
+        order = {"kind": "coefficients", "device": name, "circuit": shape, "angles": angles}
+        super().__init__(
+            name,
+            {**order, "shots": shots},
+            probe.coefficients,
+            policy,
+            max_jobs=max_jobs,
+            max_shots=max_shots,
+            on_failure=on_failure,
         )
-
+        _ = probe.exact  # now, rather than when the first answer has come
+        self._circuit = circuit
+        n, size = circuit.n_qubits, 2 * circuit.uploads + 1
+        self._shape = (n, *(size,) * n)
         # Of the state: its structure, which of its coefficients are of this circuit, and how many
         # jobs and shots it knows of.
         self._structure: Any = None
         self._mine: list[int] = []
         self._told = 0, 0
         self._age_underway: Any = None  # a copy of the age that may still have to be computed
-
-        self._latest: News | None = None  # the last accepted answer
-        self._next_look = -math.inf
-        self._is_closed = False
-        problem = self._asker.open() if jax.process_index() == 0 else None
-        if jax.process_count() > 1:  # else the others would wait for the first for ever
-            failed = multihost_utils.broadcast_one_to_all(np.int32(problem is not None))
-            problem = problem or ("could not be opened by the first process" if failed else None)
-        if problem is not None:
-            self.close()
-            raise ValueError(f"device={self._device!r} {problem}.")
+        self._open("device")
 
     def refresh(self, opt_state: PyTree) -> PyTree:
         """Put the newest answer into the state, if one has come, and ask again when it is due.
@@ -170,15 +148,7 @@ class RemoteProber:
           ValueError: if the state holds no coefficients of this circuit.
           ProbeError: if the breaker opens and `on_failure` is `"raise"`.
         """
-        began = time.monotonic()
-        if began < self._next_look and jax.process_count() == 1:
-            return opt_state
-        opt_state, problem = self._turn(opt_state)
-        ended = time.monotonic()
-        self._next_look = ended + min((ended - began) / _SHARE_OF_TIME, _LONGEST_BLINK)
-        if problem == BREAKER_OPENED and self._on_failure == "raise":
-            self._raise()
-        return opt_state
+        return self._looked(opt_state, self._turn)
 
     def wait(self, opt_state: PyTree) -> PyTree:
         """Wait for the first answer, if the state holds none yet.
@@ -196,8 +166,7 @@ class RemoteProber:
           ValueError: if the state holds no coefficients of this circuit.
           ProbeError: if the breaker opens, whatever `on_failure` is, or the budget is spent.
         """
-        held, put_back, structure = refreshable.find(opt_state)
-        _check_concrete(held)
+        held, put_back, structure = _found(opt_state)
         self._adopt(held, structure)
         said = self._told
         if not self._asker.status.measured_at and self._latest is not None:
@@ -210,21 +179,13 @@ class RemoteProber:
             time.sleep(0.01)
         return opt_state
 
-    def _raise(self):
-        raise ProbeError(f"device={self._device!r}: {self.accounting.last_problem}.")
-
     def _turn(self, opt_state: PyTree) -> tuple[PyTree, int]:
-        if self._is_closed:
-            raise ValueError(f"{self} is closed.")
-        held, put_back, structure = refreshable.find(opt_state)
-        _check_concrete(held)
+        self._check_open()
+        held, put_back, structure = _found(opt_state)
         if self._structure is None or structure != self._structure:
             self._adopt(held, structure)
-        news = self._agreed(self._turned(held) if jax.process_index() == 0 else None)
-        self.accounting.jobs, self.accounting.shots = news.jobs, news.shots
-        if news.table is not None:
-            self._latest = news
-            self.accounting.accepted += 1
+        mine = self._turned(held) if jax.process_index() == 0 else None
+        news = self._agreed(mine, self._shape)
         if news.table is not None or news[:2] != self._told:
             opt_state = self._put(held, put_back, news)
         return opt_state, news.problem
@@ -266,20 +227,6 @@ class RemoteProber:
         self._told = tuple(int(refreshable.read(x).max()) for x in (first.jobs, first.shots))
         done.jobs, done.shots = max(done.jobs, self._told[0]), max(done.shots, self._told[1])
 
-    def _agreed(self, news: News | None) -> News:
-        """The first process's news, on all of them."""
-        if jax.process_count() == 1:
-            return cast(News, news)
-        news = news or News(0, 0)
-        header = np.array([*news[:4], news.table is not None], np.uint32)
-        *numbers, has_table = map(int, multihost_utils.broadcast_one_to_all(header))
-        news = News(*numbers, table=news.table)
-        if not has_table:
-            return news
-        n, size = self._circuit.n_qubits, 2 * self._circuit.uploads + 1
-        table = np.zeros((n,) + (size,) * n) if news.table is None else news.table
-        return news._replace(table=np.asarray(multihost_utils.broadcast_one_to_all(table)))
-
     def _turned(self, held: list[RefreshableCoefficients]) -> News:
         """What the device has to say, once it is known how old the coefficients are.
 
@@ -295,27 +242,11 @@ class RemoteProber:
             self._asker.status, self._age_underway = status._replace(age=known), None
         return self._asker.turn()
 
-    def close(self) -> None:
-        """End the device's process. A job under way is given up; its shots stay counted."""
-        self._asker.end()
-        self._is_closed = True
 
-    def __enter__(self) -> "RemoteProber":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"RemoteProber({self._device!r})"
-
-    def __reduce__(self) -> Any:
-        raise TypeError(f"{self} cannot be pickled: it holds an open device.")
-
-
-def _check_concrete(held: list[RefreshableCoefficients]) -> None:
-    if any(isinstance(one.circuit, Tracer) for one in held):
-        raise TypeError("opt_state is traced: a prober is called between steps, not in them.")
+def _found(opt_state: PyTree) -> tuple[list[RefreshableCoefficients], Any, Any]:
+    held, put_back, structure = refreshable.find(opt_state, RefreshableCoefficients)
+    check_concrete(held)
+    return [RefreshableCoefficients(*one) for one in held], put_back, structure
 
 
 def _shots(probe_shots: Any, target_standard_error: Any) -> int:

@@ -88,9 +88,9 @@ def _end(popen: subprocess.Popen, descriptors: tuple[int, int]) -> None:
     popen.wait()
 
 
-def device_name(device: Any) -> str:
+def device_name(kind: str, device: Any) -> str:
     """What the process is told to open: a device's name, or `module:function`."""
-    if isinstance(device, str):
+    if isinstance(device, str) and kind == "device":
         check_installed(device)
         return device
     module, name = getattr(device, "__module__", ""), getattr(device, "__qualname__", "")
@@ -99,9 +99,10 @@ def device_name(device: Any) -> str:
         with contextlib.suppress(ImportError):
             found = getattr(importlib.import_module(module), name, None)
     if found is not device:
+        named = "the name of a PennyLane device, or " if kind == "device" else ""
         raise TypeError(
-            f"device={device!r} must be the name of a PennyLane device, or a function without "
-            "arguments that opens one and that another process can import: defined at the top of "
-            "a module, other than the program itself."
+            f"{kind}={device!r} must be {named}a function without arguments that makes one and "
+            "that another process can import: defined at the top of a module, other than the "
+            "program itself."
         )
     return f"{module}:{name}"
