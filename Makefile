@@ -19,7 +19,7 @@ QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emit
   --xla_cpu_parallel_codegen_split_count=1"
 # The tests of the package, as opposed to those of benchmarks.
 PACKAGE_TESTS := $(patsubst %,tests/test_%.py,answers attention blocks circuit compatibility \
-  devices examples flax fourier half_turns harmonics leaves mesh natural numbers probing products \
+  devices examples flax fourier half_turns harmonics leaves mesh metric_prober natural numbers probing products \
   quantum_layer quantum_transformer refreshable remote rooms routing second_moment spectral spectral_mesh \
   spectral_wrappers stacked surrogate transforms value warm_start weighing wrappers) qsgd_jax
 

@@ -118,6 +118,9 @@ def _run(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(task.abstract[1]))
     note = f", {checkpoint.note}" if checkpoint.note else ""
     print(f"{args.model.name}: {parameters:,} parameters{note}; {args.precision}")
+    first = data.train[0].problem
+    for line in (*checkpoint.log, *task.text.described(first.question, first.answer)):
+        print(line)
     print(
         f"{len(data.train):,} problems to train on, {len(data.test):,} to test on, rows of "
         f"{data.length} tokens; longer than the context and left out: "
@@ -239,12 +242,12 @@ def moved_by_one_rounding_unit(params: PyTree, precision: str) -> PyTree:
 def _read(args: argparse.Namespace, text: Text, most: int) -> Data:
     if args.context > most:
         raise ValueError(f"--context {args.context} is more than the model was made for, {most}.")
-    problems = {
-        "train": read_problems(args.data, args.limit),
-        "test": read_problems(_test_data(args), args.test_limit),
-    }
+    files = {"train": (args.data, args.limit), "test": (_test_data(args), args.test_limit)}
     examples, too_long = {}, {}
-    for name, listed in problems.items():
+    for name, (file, limit) in files.items():
+        listed, blank = read_problems(file, limit)
+        if blank:
+            print(f"{file.name}: {blank} blank lines were skipped")
         every = encode(text, listed)
         examples[name] = [example for example in every if len(example) <= args.context]
         too_long[name] = len(every) - len(examples[name])

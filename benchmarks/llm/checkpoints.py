@@ -7,6 +7,7 @@ Each reader returns the configuration and the tensors by their Hugging Face name
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from flax import nnx
 from jaxtyping import DTypeLike, PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from transformers import LlamaConfig as HuggingFaceConfig
 
 from benchmarks.llm.llama import Llama, LlamaConfig
 
@@ -50,12 +52,14 @@ class Checkpoint:
       shapes: shape of each tensor, by its Hugging Face name.
       read: from such a name to the tensor.
       note: what a reader of results must know of the weights, or "".
+      log: what a user may want to know of how it was read, in sentences.
     """
 
     config: LlamaConfig
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
     note: str = ""
+    log: tuple[str, ...] = ()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -76,6 +80,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if len(llama2c) == 1:
             with reading(llama2c[0]):
                 return _open_llama2c(llama2c[0])
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} is not here. A model is a folder or a file on this machine; one of a hub must "
+            "be downloaded first: nothing is fetched."
+        )
     raise CheckpointError(
         f"{path}: expected a Hugging Face folder (config.json, *.safetensors), a .gguf file, or a "
         "folder of llama2.c (one model .bin beside tok*.bin)."
@@ -233,19 +242,26 @@ def check_tensors(checkpoint: Checkpoint) -> dict[str, tuple[tuple[Any, ...], An
 def _open_huggingface(folder: Path) -> Checkpoint:
     config = read_json(folder / "config.json")
     try:
-        sizes = LlamaConfig.from_huggingface(config)
+        sizes, log = _with_defaults(config)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    index = folder / "model.safetensors.index.json"
-    files = sorted(folder.glob("*.safetensors"))
+    # As transformers does: beside one whole file others, an adapter's say, are left aside.
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    every = sorted(folder.glob("*.safetensors"))
     listed: dict[str, str] = {}
-    if index.is_file():
+    files = every
+    if whole.is_file():
+        files = [whole]
+    elif index.is_file():
         listed = read_json(index).get("weight_map", {})
         files = [folder / name for name in dict.fromkeys(listed.values())]
     if not files:
         raise CheckpointError(f"{folder}: there are no *.safetensors files.")
     if len(files) > 1 and not listed:
         raise CheckpointError(f"{folder}: several *.safetensors files, but no {index.name}.")
+    aside = [file.name for file in every if file not in files]
+    if aside:
+        log += (f"Left aside: {', '.join(aside)}.",)
     shapes: dict[str, tuple[int, ...]] = {}
     where: dict[str, Path] = {}
     for file in files:
@@ -262,15 +278,44 @@ def _open_huggingface(folder: Path) -> Checkpoint:
         with safe_open(where[name], framework="np") as tensors:
             return tensors.get_tensor(name)
 
-    return Checkpoint(sizes, shapes, read)
+    return Checkpoint(sizes, shapes, read, log=log)
+
+
+def _with_defaults(config: dict[str, Any]) -> tuple[LlamaConfig, tuple[str, ...]]:
+    """Sizes, and what `config.json` leaves to the defaults of transformers."""
+    theirs = HuggingFaceConfig().to_dict()
+    absent = {x: theirs[x] for x in _WITH_DEFAULTS if config.get(x) is None}
+    sizes = LlamaConfig.from_huggingface(config | absent)
+    rope = config.get("rope_parameters") or {}
+    if config.get("rope_theta") is None and "rope_theta" not in rope:
+        absent["rope_theta"] = sizes.rope_theta
+    listed = ", ".join(f"{name}={value}" for name, value in absent.items())
+    return sizes, (f"config.json leaves to defaults: {listed}.",) if absent else ()
+
+
+_WITH_DEFAULTS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"),
+)
+# What NumPy has, and with it float32 holds.
+_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def _safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    found = {}
     try:
         with safe_open(file, framework="np") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                tensor = tensors.get_slice(name)
+                if tensor.get_dtype() not in _DTYPES:
+                    raise CheckpointError(
+                        f"{file}: {name} is {tensor.get_dtype()}; allowed is "
+                        f"{', '.join(_DTYPES)}: weights, not a quantised form of them."
+                    )
+                found[name] = tuple(tensor.get_shape())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: truncated or corrupt ({error}).") from error
+    return found
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -316,16 +361,40 @@ def read_gguf(file: Path) -> tuple[gguf.GGUFReader, dict[str, Any]]:
     return reader, fields
 
 
+def gguf_files(file: Path) -> list[Path]:
+    """Return all files of a model of which one is given; the first has the metadata.
+
+    Raises:
+      CheckpointError: if one of them is not there.
+    """
+    found = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})", file.stem)
+    if not found:
+        return [file]
+    stem, count = found[1], int(found[2])
+    files = [file.with_name(f"{stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    missing = [x.name for x in files if not x.is_file()]
+    if missing:
+        raise CheckpointError(f"{file} is one of {count} files; not there: {', '.join(missing)}.")
+    return files
+
+
 def _open_gguf(file: Path) -> Checkpoint:
-    reader, fields = read_gguf(file)
+    files = gguf_files(file)
+    reader, fields = read_gguf(files[0])
+    count = fields.get("split.count", 1)
+    if count not in (0, 1, len(files)):
+        raise CheckpointError(
+            f"{file} is one of {count} files, which must be named …-00001-of-{count:05}.gguf."
+        )
     if fields.get("general.architecture") != "llama":
         raise CheckpointError(
             f"{file}: general.architecture={fields.get('general.architecture')!r}; "
             "allowed is 'llama'."
         )
     tensors = {}
-    for tensor in reader.tensors:
-        tensors[_name_in_huggingface(tensor.name)] = tensor
+    for opened in (reader, *(read_gguf(x)[0] for x in files[1:])):
+        for tensor in opened.tensors:
+            tensors[_name_in_huggingface(tensor.name)] = tensor
     divisors = tensors.pop("rope_freqs.weight", None)
     kind = fields.get("llama.rope.scaling.type", "none")
     if kind != "none":

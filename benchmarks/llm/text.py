@@ -1,19 +1,22 @@
-"""Text to token ids and back: tokenizers and chat templates of checkpoints."""
+"""Text to token ids and back, by the tokenizers and chat templates of `transformers`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-from jinja2.exceptions import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.integrations.gguf.gguf_tokenizer_mapping import (
+    GGUF_PRE_TOKENIZER_SPLITS,
+    convert_gguf_tokenizer,
+)
 
-from benchmarks.llm.checkpoints import CheckpointError, read_gguf, read_json, reading
+from benchmarks.llm.checkpoints import CheckpointError, gguf_files, read_gguf, read_json, reading
 from benchmarks.llm.llama import LlamaConfig
 
 # Where a checkpoint has no chat template.
@@ -27,44 +30,49 @@ PLAIN_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Text:
-    """A tokenizer and a chat template.
+    """A tokenizer with a chat template, and what ends an answer.
 
     Attributes:
-      tokenizer: of the `tokenizers` library.
-      template: of the chat, in Jinja.
-      special: text of the special tokens by name, `bos_token` and `eos_token`.
-      begin: token ids that a text begins with where the template does not write them.
+      tokenizer: of transformers.
       stop: token ids that end an answer.
+      vocab_size: of the model.
+      begin: token ids that a text begins with where the template does not write them.
+      plain: whether the checkpoint had no chat template, so that `PLAIN_TEMPLATE` is in its place.
     """
 
-    tokenizer: Tokenizer
-    template: str
-    special: Mapping[str, str]
-    begin: tuple[int, ...]
+    tokenizer: PreTrainedTokenizerBase
     stop: frozenset[int]
+    vocab_size: int
+    begin: tuple[int, ...] = ()
+    plain: bool = False
 
     def example(self, question: str, answer: str) -> tuple[list[int], list[int]]:
-        """Return the token ids of a prompt, and of the answer with what ends it."""
+        """Return the token ids of a prompt, and of the answer with what ends it.
+
+        They are those of the whole text; a token that holds the end of the prompt and the beginning
+        of the answer belongs to the answer.
+        """
         asked = [{"role": "user", "content": question}]
         prompt = self._render(asked, add_generation_prompt=True)
         whole = self._render([*asked, {"role": "assistant", "content": answer}])
         if not whole.startswith(prompt):
             raise CheckpointError("The chat template does not begin an answer as it asks for one.")
+        ids, ends = self._encode(whole)
+        begins = next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
         # What follows the end of the turn, a newline say, is never generated.
-        said = self.ended(self._ids(whole[len(prompt) :]))
+        said = self.ended(ids[begins:])
         if not said or said[-1] not in self.stop:
             raise CheckpointError("The chat template does not end an answer by a token that stops.")
-        return self._encode(prompt), said
+        return [*self.begin, *ids[:begins]], said
 
     def prompt(self, question: str) -> list[int]:
         """Return the token ids up to where the model answers."""
-        return self._encode(
-            self._render([{"role": "user", "content": question}], add_generation_prompt=True)
-        )
+        asked = self._render([{"role": "user", "content": question}], add_generation_prompt=True)
+        return [*self.begin, *self._encode(asked)[0]]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids, without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def ended(self, ids: Sequence[int]) -> list[int]:
         """Cut after the first token that ends an answer; unchanged where there is none."""
@@ -73,100 +81,101 @@ class Text:
                 return list(ids[: i + 1])
         return list(ids)
 
+    def described(self, question: str, answer: str) -> list[str]:
+        """Say in lines what was read, and show an example."""
+        names = self.tokenizer.convert_ids_to_tokens(sorted(self.stop))
+        prompt, said = self.example(question, answer)
+        special = {name: str(x) for name, x in self.tokenizer.special_tokens_map.items()}
+        template = "none; prompts are 'Question: …' and 'Answer:'" if self.plain else "its own"
+        return [
+            f"tokenizer: {type(self.tokenizer).__name__}, {len(self.tokenizer):,} tokens; special "
+            f"{special}; an answer ends with {' or '.join(map(repr, names))}",
+            f"chat template: {template}",
+            "first example, | where the answer begins: "
+            f"{self.tokenizer.decode(prompt)!r} | {self.tokenizer.decode(said)!r}",
+        ]
+
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`."""
-        self.tokenizer.save(str(folder / "tokenizer.json"))
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": self.template}
-        for name, content in (
-            ("tokenizer_config.json", settings | dict(self.special)),
-            ("generation_config.json", {"eos_token_id": sorted(self.stop)}),
-        ):
-            (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        """Write the tokenizer's files, and `generation_config.json`."""
+        self.tokenizer.save_pretrained(str(folder))
+        content = {"eos_token_id": sorted(self.stop)}
+        (folder / "generation_config.json").write_text(json.dumps(content, indent=2) + "\n")
 
-    def _encode(self, text: str) -> list[int]:
-        ids = self._ids(text)
-        return ids if tuple(ids[: len(self.begin)]) == self.begin else [*self.begin, *ids]
-
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+    def _encode(self, text: str) -> tuple[list[int], list[int]]:
+        """Return token ids, and where in the text each ends."""
+        found: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = found["input_ids"]
+        beyond = [i for i in ids if i >= self.vocab_size]
+        if beyond:
+            raise CheckpointError(
+                f"The tokenizer is of another vocabulary: its token "
+                f"{self.tokenizer.convert_ids_to_tokens(beyond[0])!r} is {beyond[0]}, the model "
+                f"has vocab_size={self.vocab_size}."
+            )
+        return ids, [end for _, end in found["offset_mapping"]]
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
         try:
-            return environment.from_string(self.template).render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self.special
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
             )
         except Exception as error:  # a template is a program
             raise CheckpointError(f"The chat template fails: {error!r}") from error
-
-
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)
 
 
 def open_text(path: Path, config: LlamaConfig) -> Text:
     """Open the tokenizer that lies with a checkpoint.
 
     Raises:
-      CheckpointError: if it is missing, corrupt, or of another vocabulary than the model.
+      CheckpointError: if it is missing or corrupt, or nothing says which token ends a text.
     """
+    tokenizer: Any
     with reading(path):
         if path.suffix == ".gguf":
-            text = _from_gguf(path)
+            tokenizer, stop, adds_bos = _from_gguf(path)
         elif (path / "config.json").is_file():
-            text = _from_huggingface(path)
+            tokenizer, stop, adds_bos = _from_huggingface(path)
         else:
-            text = _from_llama2c(path, config)
-    if not text.stop:
+            tokenizer, stop, adds_bos = _from_llama2c(path, config)
+    begin, plain = (), not tokenizer.chat_template
+    if plain:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+        begin = (tokenizer.bos_token_id,) if adds_bos else ()
+    if tokenizer.eos_token_id is not None:
+        stop = stop | {tokenizer.eos_token_id}
+    stop = frozenset(i for i in stop | _end_of_turn(tokenizer) if i < config.vocab_size)
+    if not stop:
         raise CheckpointError(f"{path}: nothing says which token ends a text (eos_token_id).")
-    ids = text.tokenizer.get_vocab(with_added_tokens=True).values()
-    if max(ids) >= config.vocab_size:
-        raise CheckpointError(
-            f"{path}: the tokenizer is of another vocabulary: its ids go up to {max(ids)}, the "
-            f"model has vocab_size={config.vocab_size}."
-        )
-    return text
+    return Text(tokenizer, stop, config.vocab_size, begin, plain)
 
 
-def _from_huggingface(folder: Path) -> Text:
-    file = folder / "tokenizer.json"
-    with reading(file):
-        tokenizer = Tokenizer.from_file(str(file))
-    settings = read_json(folder / "tokenizer_config.json")
-    config = read_json(folder / "config.json")
-    stop = _listed(config.get("eos_token_id"))
-    if (folder / "generation_config.json").is_file():
-        stop |= _listed(read_json(folder / "generation_config.json").get("eos_token_id"))
-    special = {name: _content(settings.get(name)) for name in ("bos_token", "eos_token")}
-    for name, token in special.items():
-        if token and tokenizer.token_to_id(token) is None:
-            raise CheckpointError(
-                f"{folder}: the tokenizer is of another vocabulary: it has no {name} {token!r}."
-            )
-    declared = _listed(config.get("eos_token_id"))
-    ends = _ids_of(tokenizer, special["eos_token"])
-    if declared and not declared | stop >= set(ends):
-        raise CheckpointError(
-            f"{folder}: the tokenizer is of another vocabulary: its eos_token "
-            f"{special['eos_token']!r} is {ends[0]}, config.json has "
-            f"eos_token_id={config['eos_token_id']!r}."
-        )
-    jinja = folder / "chat_template.jinja"
-    template = jinja.read_text() if jinja.is_file() else settings.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = next((one["template"] for one in template if one["name"] == "default"), None)
-    begins = tuple(tokenizer.encode("").ids)  # what its post-processor puts in front
-    begin = begins[:1] if begins and begins[0] in _ids_of(tokenizer, special["bos_token"]) else ()
-    return Text(tokenizer, template or PLAIN_TEMPLATE, special, begin, frozenset(stop | set(ends)))
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The first special token after an answer, which may be another than a text's end."""
+    said = "An answer."
+    messages = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": said}]
+    try:
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception:  # said when the first example is made
+        return set()
+    ids: Any = tokenizer(rendered.rpartition(said)[2], add_special_tokens=False)["input_ids"]
+    return set([i for i in ids if i in tokenizer.added_tokens_decoder][:1])
 
 
-def _content(token: Any) -> str:
-    """A special token is a string, or a description of one."""
-    content = token["content"] if isinstance(token, dict) else token or ""
-    if not isinstance(content, str):
-        raise CheckpointError(f"tokenizer_config.json: {token!r} is no special token.")
-    return content
+def _from_huggingface(folder: Path) -> tuple[PreTrainedTokenizerBase, set[int], bool]:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise CheckpointError(f"{folder}: there is no tokenizer.json.")
+    stop: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            stop |= _listed(read_json(folder / name).get("eos_token_id"))
+    with reading(folder / "tokenizer.json"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if isinstance(tokenizer.chat_template, dict):  # several, by name
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
+    begins = tokenizer("")["input_ids"]
+    return tokenizer, stop, bool(begins) and begins[0] == tokenizer.bos_token_id
 
 
 def _listed(ids: Any) -> set[int]:
@@ -176,58 +185,51 @@ def _listed(ids: Any) -> set[int]:
     return set(listed)
 
 
-def _ids_of(tokenizer: Tokenizer, token: str) -> tuple[int, ...]:
-    number = tokenizer.token_to_id(token) if token else None
-    return () if number is None else (number,)
+_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>")
+_CONTROL, _UNKNOWN, _BYTE, _NORMAL = 3, 2, 6, 1  # GGUF's types of tokens
 
 
-# By `tokenizer.ggml.pre`: how text is split before the merges.
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_SPLITS = {
-    "smollm": lambda: [
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ],
-    "llama-bpe": lambda: [
-        pre_tokenizers.Split(Regex(_LLAMA3), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ],
-}
-
-
-def _from_gguf(file: Path) -> Text:
+def _from_gguf(path: Path) -> tuple[PreTrainedTokenizerBase, set[int], bool]:
+    file = gguf_files(path)[0]
     _, fields = read_gguf(file)
-    kind, split = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
-    if kind != "gpt2" or split not in _SPLITS:
+    prefix = "tokenizer.ggml."
+    found = {x.removeprefix(prefix): y for x, y in fields.items() if x.startswith(prefix)}
+    kind, split = found.get("model"), found.get("pre")
+    splits = ("smollm", "gpt-2", *GGUF_PRE_TOKENIZER_SPLITS)
+    if kind not in ("gpt2", "llama") or (kind == "gpt2" and split not in splits):
         raise CheckpointError(
             f"{file}: tokenizer.ggml.model={kind!r} with tokenizer.ggml.pre={split!r}; allowed is "
-            f"'gpt2' with {' or '.join(map(repr, _SPLITS))}."
+            f"'llama', or 'gpt2' with {' or '.join(map(repr, splits))}."
         )
-    with reading(file):
-        tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-        merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
-        bos, eos = (fields[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos"))
-        vocabulary = {token: i for i, token in enumerate(tokens)}
-        tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=split == "llama-bpe"))
-        special = {"bos_token": tokens[bos], "eos_token": tokens[eos]}
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_SPLITS[split]())
-    tokenizer.decoder = decoders.ByteLevel()
-    control = [token for token, k in zip(tokens, kinds, strict=True) if k == _CONTROL]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in control])
-    begin = (bos,) if fields.get("tokenizer.ggml.add_bos_token", split == "llama-bpe") else ()
-    stop = {eos} | {vocabulary[token] for token in _ENDS if token in vocabulary}
-    template = fields.get("tokenizer.chat_template") or PLAIN_TEMPLATE
-    return Text(tokenizer, template, special, begin, frozenset(stop))
+    tokens = found["tokens"]
+    named = {"tokenizer_type": kind, "pre_tokenizer_type": split}
+    backend, _ = convert_gguf_tokenizer("llama", found | named)
+    if split == "smollm":  # which transformers would split as GPT-2 does
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
+    if split == "llama-bpe":
+        backend.model.ignore_merges = True
+    ids = {name: found.get(f"{name}_token_id") for name in ("bos", "eos", "eot")}
+    stop = {i for i in (ids["eos"], ids["eot"]) if i is not None}
+    stop |= {i for i, token in enumerate(tokens) if token in _ENDS}
+    special = {
+        f"{name}_token": tokens[ids[name]] for name in ("bos", "eos") if ids[name] is not None
+    }
+    tokenizer = _wrapped(backend, special, fields.get("tokenizer.chat_template"))
+    adds_bos = found.get("add_bos_token", kind == "llama" or split == "llama-bpe")
+    return tokenizer, stop, bool(adds_bos) and "bos" in ids
 
 
-_CONTROL = 3  # gguf's token type of special tokens
-_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>")
+def _wrapped(
+    backend: Tokenizer, special: dict[str, str], template: str | None
+) -> PreTrainedTokenizerBase:
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **special)
 
 
-def _from_llama2c(folder: Path, config: LlamaConfig) -> Text:
+def _from_llama2c(
+    folder: Path, config: LlamaConfig
+) -> tuple[PreTrainedTokenizerBase, set[int], bool]:
     """Read SentencePiece's pieces and scores; the merge of the highest score comes first."""
     files = sorted(folder.glob("tok*.bin"))
     if len(files) != 1:
@@ -242,7 +244,7 @@ def _from_llama2c(folder: Path, config: LlamaConfig) -> Text:
             if len(piece) != size or size < 1:
                 raise ValueError(f"a piece of {size} bytes at byte {at}")
             pieces.append(piece.decode().replace(" ", "▁"))
-            scores.append(score)
+            scores.append(float(score))
             at += size
     except (ValueError, UnicodeDecodeError) as error:
         raise CheckpointError(
@@ -254,22 +256,8 @@ def _from_llama2c(folder: Path, config: LlamaConfig) -> Text:
             f"{config.vocab_size} pieces."
         )
     pieces[:3] = ["<unk>", "<s>", "</s>"]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    splits = [
-        (-scores[i], piece[:cut], piece[cut:])
-        for i, piece in enumerate(pieces)
-        for cut in range(1, len(piece))
-        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
-    ]
-    merges = [(left, right) for _, left, right in sorted(splits, key=lambda split: split[0])]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    types = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, *[_NORMAL] * (len(pieces) - 259)]
+    found = {"tokenizer_type": "llama", "tokens": pieces, "scores": scores, "token_type": types}
+    backend, _ = convert_gguf_tokenizer("phi3", found)  # which writes a space before any text, too
     special = {"bos_token": "<s>", "eos_token": "</s>"}
-    ends = frozenset({1, 2})  # <s> separates stories
-    return Text(tokenizer, PLAIN_TEMPLATE, special, (1,), ends)
+    return _wrapped(backend, special, None), {1}, True  # <s> separates stories

@@ -81,7 +81,7 @@ def word_problems(file: Path, *, split: SplitName = "validation") -> Workload:
         ValueError: If a line of it is no problem.
     """
     check(file, "gsm8k (openai/grade-school-math)")
-    text = "\n\n".join(f"{x.question}\n{x.answer}" for x in read_problems(file))
+    text = "\n\n".join(f"{x.question}\n{x.answer}" for x in read_problems(file)[0])
     return character_model("word-problems", text, split=split)
 
 
@@ -142,7 +142,7 @@ def fine_tuning(name: str, folder: Path, text: str, *, split: SplitName = "valid
     checkpoint = open_checkpoint(folder)
     graph, params = nnx.split(load_model(checkpoint))
     tokenizer = open_text(folder, checkpoint.config).tokenizer
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    ids = tokenizer.encode(text, add_special_tokens=False)
     return _language_model(
         name, graph, lambda key: params, _passages(np.asarray(ids), split), batch_size=8
     )

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import gguf
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -124,6 +126,59 @@ def test_truncated_safetensors_are_refused(copy, keep):
         open_checkpoint(copy)
 
 
+def test_what_a_config_leaves_out_is_as_in_transformers_and_said(copy):
+    file = copy / "config.json"
+    whole = json.loads(file.read_text())
+    assert open_checkpoint(copy).log == ()
+    for name in sorted(set(whole) - {"model_type", "architectures", "eos_token_id"}):
+        left = {key: value for key, value in whole.items() if key != name}
+        file.write_text(json.dumps(left))
+        found = open_checkpoint(copy)
+        theirs = transformers.LlamaConfig(**left)
+        expected = theirs.to_dict()
+        expected["rope_theta"] = expected["rope_parameters"]["rope_theta"]
+        for field, value in dataclasses.asdict(found.config).items():
+            if field != "rope_divisors":
+                assert value == expected[field], (name, field)
+        if name not in ("head_dim", "num_key_value_heads"):  # which follow from the others
+            value = getattr(found.config, name)
+            assert found.log == (f"config.json leaves to defaults: {name}={value}.",)
+
+
+def test_beside_the_whole_model_other_files_are_left_aside_and_said(copy, tiny):
+    for name in ("adapter_model.safetensors", "consolidated.safetensors"):
+        save_file({"something else": np.zeros(3, np.float32)}, copy / name)
+    found = open_checkpoint(copy)
+    assert found.log == ("Left aside: adapter_model.safetensors, consolidated.safetensors.",)
+    assert_same(load_parameters(found), load_parameters(open_checkpoint(tiny)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(np.int8, "I8"), (np.uint8, "U8"), (ml_dtypes.float8_e4m3fn, "F8_E4M3"), (np.int64, "I64")],
+)
+def test_tensors_that_are_no_weights_are_named_with_their_dtype(copy, dtype, name):
+    tensors = tensors_of(copy)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(dtype)
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"model\.norm\.weight is {name}; allowed is F64"):
+        open_checkpoint(copy)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])
+def test_weights_of_other_dtypes_are_read(copy, tiny, dtype):
+    tensors = {name: x.astype(dtype) for name, x in tensors_of(copy).items()}
+    save_file(tensors, copy / "model.safetensors")
+    found = load_parameters(open_checkpoint(copy))
+    assert_same(found, load_parameters(open_checkpoint(tiny)), rtol=1 / 256)
+
+
+def test_a_hub_s_name_is_told_from_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"HuggingFaceTB/SmolLM2 is not here.*downloaded"):
+        open_checkpoint(Path("HuggingFaceTB/SmolLM2"))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -131,7 +186,6 @@ def test_truncated_safetensors_are_refused(copy, keep):
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"attention_bias": True}, "attention_bias=True"),
         ({"quantization_config": {"bits": 4}}, "quantization_config="),
-        ({"num_hidden_layers": None}, "missing: num_hidden_layers"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope_type='yarn'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4}}, "misses low_freq_factor"),
         ({"rope_scaling": {"factor": 2.0}}, "rope_type=None"),
@@ -191,7 +245,8 @@ def interleaved(weights, heads):
 
 def write_gguf(file, tiny, *, kind=gguf.GGMLQuantizationType.F32, divisors=None, **changes):
     config = open_checkpoint(tiny).config
-    writer = gguf.GGUFWriter(file, changes.get("architecture", "llama"))
+    most = changes.get("split_max_tensors", 0)
+    writer = gguf.GGUFWriter(file, changes.get("architecture", "llama"), split_max_tensors=most)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -257,6 +312,20 @@ def test_quantised_gguf_is_dequantised_and_says_so(tiny, tmp_path):
     assert_same(load_parameters(checkpoint), expected, atol=0.01)
     with pytest.raises(AssertionError):
         assert_same(load_parameters(checkpoint), expected, atol=1e-6)
+
+
+def test_gguf_in_several_files_is_one_model(tiny, tmp_path):
+    write_gguf(tmp_path / "model.gguf", tiny, split_max_tensors=8)
+    files = sorted(tmp_path.glob("*.gguf"))
+    assert [x.name for x in files] == [f"model-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    expected = load_parameters(open_checkpoint(tiny))
+    for file in files:
+        assert_same(load_parameters(open_checkpoint(file)), expected)
+    files[2].rename(tmp_path / "third.gguf")
+    with pytest.raises(CheckpointError, match=r"one of 3 files; not there: model-00003-of-00003"):
+        open_checkpoint(files[0])
+    with pytest.raises(CheckpointError, match=r"third.gguf is one of 3 files, which must be named"):
+        open_checkpoint(tmp_path / "third.gguf")
 
 
 def test_gguf_brings_the_divisors_of_stretched_frequencies(tiny, tmp_path):

@@ -179,7 +179,7 @@ def test_answers_are_scored(tiny, problems, tmp_path, monkeypatch):
         def answer(params, prompts, lengths):
             out = np.zeros((len(prompts), 64), int)
             for row, text in enumerate(said):
-                tokens = ids(f"{text}<|end|>#### {right[row]}").ids[:64]
+                tokens = ids(f"{text}<|end|>#### {right[row]}", add_special_tokens=False)[:64]
                 out[row, : len(tokens)] = tokens
             return out
 
@@ -281,7 +281,7 @@ def test_the_control_is_one_rounding_unit_away(tiny, precision):
         (("--context", "8"), "none of the 12 train problems fits into it; the shortest has"),
         (("--mesh", "3", "1"), "--batch-size 1 must be a multiple of the mesh's data axis, 3"),
         (("--test-data", "nowhere.jsonl"), "nowhere.jsonl"),
-        (("--model", "nowhere"), "nowhere: expected a Hugging Face folder"),
+        (("--model", "nowhere"), "nowhere is not here"),
         (("--quantum-weight", "nan"), "quantum_weight"),
         (("--learning-rate", "0"), "--learning-rate: '0' must be greater than 0"),
         (("--arm", "adamw:quantum_weight=1"), "there are two arms called 'adamw'"),

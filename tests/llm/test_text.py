@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from fractions import Fraction
 
 import gguf
 import numpy as np
@@ -20,7 +21,7 @@ def opened(folder):
 def test_an_example_is_the_template_and_ends_where_the_model_should(tiny):
     text = opened(tiny)
     prompt, answer = text.example("2 and 3?", "5\n#### 5")
-    by_token = text.tokenizer.id_to_token
+    by_token = text.tokenizer.convert_ids_to_tokens
     assert [by_token(i) for i in prompt[:2]] == ["<|bos|>", "<|user|>"]
     assert by_token(prompt[-1]) == "<|assistant|>"
     assert by_token(answer[-1]) == "<|end|>"
@@ -59,25 +60,35 @@ def test_sentencepiece_scores_become_merges(stories):
                 break
             _, i = min(merges)
             ids[i : i + 2] = [pieces.index(pieces[ids[i]] + pieces[ids[i + 1]])]
-        assert text.tokenizer.encode(sentence).ids == ids
+        assert text.tokenizer.encode(sentence, add_special_tokens=False) == ids
         assert text.decode(ids) == sentence
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(tiny, tmp_path, write_tokenizer):
     copy = shutil.copytree(tiny, tmp_path / "copy")
-    write_tokenizer(copy, eos="<|user|>")
-    with pytest.raises(CheckpointError, match=r"eos_token '<\|user\|>' is 253"):
-        opened(copy)
     write_tokenizer(copy, eos="<|nobody|>")
-    with pytest.raises(CheckpointError, match=r"no eos_token '<\|nobody\|>'"):
-        opened(copy)
-    extra = ("<|bos|>", "<|user|>", "<|assistant|>", "<|end|>", "<|one more|>")
-    write_tokenizer(copy, special=extra)
-    with pytest.raises(CheckpointError, match="ids go up to 256, the model has vocab_size=256"):
-        opened(copy)
+    with pytest.raises(CheckpointError, match=r"'<\|nobody\|>' is 256, .* vocab_size=256"):
+        opened(copy).example("2?", "2")
     (copy / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: truncated or corrupt"):
         opened(copy)
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"copy: there is no tokenizer\.json\.$"):
+        opened(copy)
+
+
+def test_the_end_of_a_turn_may_be_another_token_than_a_text_s(tiny, tmp_path, write_tokenizer):
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    write_tokenizer(copy, eos="<|bos|>")
+    content = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(content | {"eos_token_id": 252}))
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    template = settings["chat_template"].replace("eos_token", "'<|end|>'")
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    text = opened(copy)
+    answer = text.example("2?", "2")[1]
+    assert text.tokenizer.convert_ids_to_tokens(answer) == ["2", "<|end|>"]
+    assert set(text.tokenizer.convert_ids_to_tokens(list(text.stop))) == {"<|bos|>", "<|end|>"}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +96,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tiny, tmp_path, write_toke
     [
         ("config.json", {"eos_token_id": 1.5}, "eos_token_id=1.5 must be an integer"),
         ("generation_config.json", {"eos_token_id": "x"}, "eos_token_id='x' must be"),
-        ("tokenizer_config.json", {"bos_token": 7}, "7 is no special token"),
+        ("tokenizer_config.json", {"bos_token": 7}, "Special token bos_token"),
         ("tokenizer_config.json", {"bos_token": {}}, "copy"),
         ("tokenizer_config.json", {"chat_template": [1]}, "copy"),
     ],
@@ -128,38 +139,96 @@ def test_a_template_that_cannot_be_used_is_refused(tiny, tmp_path, template, wor
         opened(copy).example("2 and 3?", "5")
 
 
-def test_gguf_brings_tokenizer_and_template(tiny, tmp_path):
-    def write(pre):
-        writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-        letters = [*"abc0123456789", "Ġ"]
-        tokens = ["<|x|>", "<|im_end|>", *letters, "ab", "Ġc", "12"]
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(pre)
-        writer.add_token_list(tokens)
-        writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
-        writer.add_token_merges(["a b", "Ġ c", "1 2"])
-        writer.add_bos_token_id(0)
-        writer.add_eos_token_id(1)
-        writer.add_chat_template("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
-        for close in (
-            writer.write_header_to_file,
-            writer.write_kv_data_to_file,
-            writer.write_tensors_to_file,
-            writer.close,
-        ):
-            close()
-        return open_text(tmp_path / "model.gguf", open_checkpoint(tiny).config), tokens
+LETTERS = [*"abc0123456789", "Ġ", *"<th>/"]
+TOKENS = ["<|x|>", "<|im_end|>", *LETTERS, "ab", "Ġc", "12", "<th>"]
+CHAT = "{% for m in messages %}{{ m.content + '<|im_end|>' }}{% endfor %}"
 
-    for pre, expected in (
-        ("smollm", ["ab", "Ġc", "1", "2", "<|im_end|>"]),
-        ("llama-bpe", ["<|x|>", "ab", "Ġc", "12", "<|im_end|>"]),
+
+def _written(
+    file,
+    *,
+    pre="smollm",
+    skip=(),
+    types=None,
+    template: str | None = CHAT,
+    model="gpt2",
+    scores=None,
+):
+    """A GGUF file that has nothing but a tokenizer."""
+    tokens = TOKENS if scores is None else list(scores)
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types or [3, 3] + [1] * (len(tokens) - 3) + [4])
+    if scores is None:
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_merges(["a b", "Ġ c", "1 2"])
+    else:
+        writer.add_token_scores(list(scores.values()))
+    for name, value in {"bos": 0, "eos": 1}.items():
+        if name not in skip:
+            getattr(writer, f"add_{name}_token_id")(value)
+    if template is not None:
+        writer.add_chat_template(template)
+    for close in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
     ):
-        text, tokens = write(pre)
-        assert [tokens[i] for i in text.prompt("ab c12")] == expected
-        assert text.decode(text.prompt("ab c12")) == "ab c12"
-        assert text.stop == {1}
-    with pytest.raises(CheckpointError, match=r"pre='qwen2'; allowed is .*'smollm'"):
-        write("qwen2")
+        close()
+    return file
+
+
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("smollm", ["ab", "Ġc", "1", "2", "<|im_end|>"]),
+        ("llama-bpe", ["ab", "Ġc", "12", "<|im_end|>"]),
+        ("gpt-2", ["ab", "Ġc", "12", "<|im_end|>"]),
+    ],
+)
+def test_gguf_brings_tokenizer_and_template(tiny, tmp_path, pre, expected):
+    config = open_checkpoint(tiny).config
+    text = open_text(_written(tmp_path / "model.gguf", pre=pre), config)
+    assert [TOKENS[i] for i in text.prompt("ab c12")] == expected
+    assert text.decode(text.prompt("ab c12")) == "ab c12"
+    assert text.stop == {1}
+
+
+def test_tokens_that_users_defined_are_matched_whole(tiny, tmp_path):
+    config = open_checkpoint(tiny).config
+    text = open_text(_written(tmp_path / "model.gguf"), config)
+    assert [TOKENS[i] for i in text.prompt("ab<th>1")] == ["ab", "<th>", "1", "<|im_end|>"]
+    normal = [3, 3] + [1] * (len(TOKENS) - 2)
+    text = open_text(_written(tmp_path / "model.gguf", types=normal), config)
+    assert [TOKENS[i] for i in text.prompt("<th>")] == [*"<th>", "<|im_end|>"]
+
+
+@pytest.mark.parametrize("skip", [("bos",), ("eos",), ("bos", "eos")])
+def test_gguf_need_not_name_its_first_and_last_token(tiny, tmp_path, skip):
+    text = open_text(_written(tmp_path / "model.gguf", skip=skip), open_checkpoint(tiny).config)
+    assert [TOKENS[i] for i in text.example("ab", "c")[1]] == ["c", "<|im_end|>"]
+
+
+def test_gguf_of_sentencepiece(tiny, tmp_path):
+    pieces = ["<unk>", "<s>", "</s>", *"▁abct", "▁a", "at", "▁at", "▁b"]
+    scores = {x: -float(i) for i, x in enumerate(pieces)}
+    types = [2, 3, 3] + [1] * (len(pieces) - 3)
+    file = tmp_path / "model.gguf"
+    _written(file, scores=scores, types=types, model="llama", template=None)
+    text = open_text(file, open_checkpoint(tiny).config)
+    tokens = [pieces[i] for i in text.tokenizer.encode("at b", add_special_tokens=False)]
+    assert tokens == ["▁at", "▁b"]
+    assert text.plain and text.prompt("at")[0] == 0
+
+
+def test_gguf_of_another_tokenizer_is_refused(tiny, tmp_path):
+    config = open_checkpoint(tiny).config
+    with pytest.raises(CheckpointError, match=r"pre='brand-new'; allowed is .*'smollm'"):
+        open_text(_written(tmp_path / "model.gguf", pre="brand-new"), config)
+    with pytest.raises(CheckpointError, match=r"model='bert'.*; allowed is 'llama'"):
+        open_text(_written(tmp_path / "model.gguf", model="bert"), config)
 
 
 # Problems
@@ -173,8 +242,8 @@ def test_gguf_brings_tokenizer_and_template(tiny, tmp_path):
         ('{"question": "a"}', "line 2: expected"),
         ('{"question": 3, "answer": "#### 3"}', "line 2: expected"),
         ('{"question": "a", "answer": "three"}', "line 2: the answer does not end"),
-        ("", "line 2: not JSON"),
         ("\x80", "line 2: not JSON"),
+        ('{"question": "a",', r"line 2: not JSON \(Expecting property name[^()]*\)\.$"),
     ],
 )
 def test_malformed_lines_are_named(tmp_path, line, words):
@@ -183,7 +252,7 @@ def test_malformed_lines_are_named(tmp_path, line, words):
     file.write_bytes(f"{good}\n{line}\n{good}\n".encode("latin-1"))
     with pytest.raises(ValueError, match=words):
         read_problems(file)
-    assert read_problems(file, limit=1) == [Problem("1 and 1?", "#### 2")]
+    assert read_problems(file, limit=1) == ([Problem("1 and 1?", "#### 2")], 0)
 
 
 def test_a_missing_file_is_told_with_where_it_comes_from(tmp_path):
@@ -191,16 +260,47 @@ def test_a_missing_file_is_told_with_where_it_comes_from(tmp_path):
         read_problems(tmp_path / "train.jsonl")
 
 
-def test_final_numbers():
-    for answer, number in (
-        ("so\n#### -1,234.5", -1234.5),
-        ("#### $18.00", 18),
-        ("#### **18**", 18),
-        ("#### 3\n#### 4", 4),
+def test_blank_lines_are_skipped_and_counted_and_parquet_told(tmp_path):
+    file = tmp_path / "train.jsonl"
+    good = json.dumps({"question": "1 and 1?", "answer": "#### 2"})
+    file.write_text(f"\n{good}\n \t\n{good}\n\n")
+    problems, blank = read_problems(file)
+    assert (len(problems), blank) == (2, 3)
+    file.write_bytes(b"PAR1\x00\x01PAR1")
+    with pytest.raises(ValueError, match=r"train\.jsonl: not JSON lines: parquet\.$"):
+        read_problems(file)
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ("so\n#### -1,234.5", "-1234.5"),
+        ("#### $18.00", "18"),
+        ("#### **18**", "18"),
+        ("#### -$5", "-5"),
+        ("#### $-5", "-5"),
+        ("#### 3\n#### 4", "4"),
+        ("#### 18 dollars.", "18"),
+        ("#### .5", "1/2"),
+        ("#### 3/4", "3/4"),
+        ("#### 10 / 4", "5/2"),
+        ("#### 1 1/2", "3/2"),
+        ("#### 1e3", "1000"),
+        ("#### 1.5E-2", "3/200"),
+        ("#### 2e−2", "1/50"),
+        ("#### −5", "-5"),
+        ("#### 1,000,000", "1000000"),
+        ("#### 1\u202f234.5", "1234.5"),
+        ("#### 1 234", "1234"),
+        ("#### 1'234", "1234"),
+        ("#### 20 1500", "20"),
+        ("#### 2/0", None),
         ("5", None),
         ("####", None),
-    ):
-        assert final_number(answer) == number
+    ],
+)
+def test_final_numbers(answer, number):
+    assert final_number(answer) == (None if number is None else Fraction(number))
 
 
 def example(prompt, answer):
