@@ -36,14 +36,12 @@ class Text:
       tokenizer: of transformers.
       stop: token ids that end an answer.
       vocab_size: of the model.
-      begin: token ids that a text begins with where the template does not write them.
       plain: whether the checkpoint had no chat template, so that `PLAIN_TEMPLATE` is in its place.
     """
 
     tokenizer: PreTrainedTokenizerBase
     stop: frozenset[int]
     vocab_size: int
-    begin: tuple[int, ...] = ()
     plain: bool = False
 
     def example(self, question: str, answer: str) -> tuple[list[int], list[int]]:
@@ -63,12 +61,12 @@ class Text:
         said = self.ended(ids[begins:])
         if not said or said[-1] not in self.stop:
             raise CheckpointError("The chat template does not end an answer by a token that stops.")
-        return [*self.begin, *ids[:begins]], said
+        return ids[:begins], said
 
     def prompt(self, question: str) -> list[int]:
         """Return the token ids up to where the model answers."""
         asked = self._render([{"role": "user", "content": question}], add_generation_prompt=True)
-        return [*self.begin, *self._encode(asked)[0]]
+        return self._encode(asked)[0]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids, without special tokens."""
@@ -83,16 +81,18 @@ class Text:
 
     def described(self, question: str, answer: str) -> list[str]:
         """Say in lines what was read, and show an example."""
-        names = self.tokenizer.convert_ids_to_tokens(sorted(self.stop))
+        tokenizer: Any = self.tokenizer
+        names = tokenizer.convert_ids_to_tokens(sorted(self.stop))
+        kind = f"{type(tokenizer).__name__} ({type(tokenizer.backend_tokenizer.model).__name__})"
         prompt, said = self.example(question, answer)
-        special = {name: str(x) for name, x in self.tokenizer.special_tokens_map.items()}
+        special = {name: str(x) for name, x in tokenizer.special_tokens_map.items()}
         template = "none; prompts are 'Question: …' and 'Answer:'" if self.plain else "its own"
         return [
-            f"tokenizer: {type(self.tokenizer).__name__}, {len(self.tokenizer):,} tokens; special "
-            f"{special}; an answer ends with {' or '.join(map(repr, names))}",
+            f"tokenizer: {kind}, {len(tokenizer):,} tokens; special {special}; an answer ends with "
+            f"{' or '.join(map(repr, names))}",
             f"chat template: {template}",
             "first example, | where the answer begins: "
-            f"{self.tokenizer.decode(prompt)!r} | {self.tokenizer.decode(said)!r}",
+            f"{tokenizer.decode(prompt)!r} | {tokenizer.decode(said)!r}",
         ]
 
     def save(self, folder: Path) -> None:
@@ -139,16 +139,15 @@ def open_text(path: Path, config: LlamaConfig) -> Text:
             tokenizer, stop, adds_bos = _from_huggingface(path)
         else:
             tokenizer, stop, adds_bos = _from_llama2c(path, config)
-    begin, plain = (), not tokenizer.chat_template
+    plain = not tokenizer.chat_template
     if plain:
-        tokenizer.chat_template = PLAIN_TEMPLATE
-        begin = (tokenizer.bos_token_id,) if adds_bos else ()
+        tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
     if tokenizer.eos_token_id is not None:
         stop = stop | {tokenizer.eos_token_id}
     stop = frozenset(i for i in stop | _end_of_turn(tokenizer) if i < config.vocab_size)
     if not stop:
         raise CheckpointError(f"{path}: nothing says which token ends a text (eos_token_id).")
-    return Text(tokenizer, stop, config.vocab_size, begin, plain)
+    return Text(tokenizer, stop, config.vocab_size, plain)
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -61,12 +61,13 @@ class Study:
         return curves_of(self.finals(task, arm, share))[:, -1]
 
     def of_controls(self, task: str) -> dict[str, list[Result]]:
-        """Return the final runs of controls on a task, by name."""
+        """Return the final runs of controls on a task, by name; those with all seeds."""
         found: dict[str, list[Result]] = {}
         for x in self.controls:
             if (x["phase"], x["workload"]) == ("final", task):
                 found.setdefault(x["contender"], []).append(x)
-        return {name: found[name] for name in CONTROLS if name in found}
+        most = max(map(len, found.values()), default=0)
+        return {name: found[name] for name in CONTROLS if len(found.get(name, ())) == most > 0}
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,10 @@ def test_logits_are_those_of_the_equations(tiny, stretched):
 def test_a_pretrained_model_has_the_logits_of_the_equations_and_tells_a_story(stories):
     checkpoint = open_checkpoint(stories)
     model, text = load_model(checkpoint), open_text(stories, checkpoint.config)
-    begin = [*text.begin, *text.tokenizer.encode("Once upon a time", add_special_tokens=False)]
+    begin = [
+        text.tokenizer.bos_token_id,
+        *text.tokenizer.encode("Once upon a time", add_special_tokens=False),
+    ]
     tokens = np.array(begin)
     expected = reference(checkpoint, tokens)
     logits = jax.jit(model)(jnp.asarray(tokens)[None])[0]
