@@ -28,7 +28,12 @@ from benchmarks.arm import Arm, Build
 from benchmarks.arms import KEYS, adamw, parse_arm, spectral, superposed
 from benchmarks.devices import DEVICES
 from benchmarks.llm import report
-from benchmarks.llm.checkpoints import CheckpointError, check_tensors, open_checkpoint
+from benchmarks.llm.checkpoints import (
+    CheckpointError,
+    check_tensors,
+    gguf_files,
+    open_checkpoint,
+)
 from benchmarks.llm.gsm8k import GSM8K, Data, encode, epoch, read_problems
 from benchmarks.llm.memory import DoesNotFitError
 from benchmarks.llm.report import tables
@@ -286,7 +291,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _fingerprint(path: Path) -> list[str]:
     """Tell files apart by their sizes and the first million bytes of each."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = sorted(path.iterdir()) if path.is_dir() else gguf_files(path)
     prints = []
     for file in (file for file in files if file.is_file()):
         with file.open("rb") as content:

@@ -62,7 +62,9 @@ def test_the_state_gets_the_metric_at_the_parameters_of_the_question(made, dtype
     with qsgd.MetricProber(made.energy, max_jobs=10, refresh_every=5) as prober:
         state = prober.wait(tx.init(params[0]), params[0])
         first, second = (study.measure(x)[0] for x in params)
-        np.testing.assert_allclose(_metric_of(state)[0], first, atol=1e-12 if dtype else 1e-7)
+        np.testing.assert_allclose(
+            _metric_of(state)[0], first, atol=1e-12 if dtype is np.float64 else 1e-7
+        )
         assert state.metric[0].dtype == dtype
         kept = jax.jit(tx.update)(params[0], state, params[0])[1]
         np.testing.assert_array_equal(_metric_of(kept)[0], _metric_of(state)[0])
@@ -109,6 +111,49 @@ def test_of_several_circuits_with_data_beside_classical_weights_in_flax(made):
     for one, g in zip(found, study.measure(own, batch), strict=True):
         np.testing.assert_allclose(one, g, atol=1e-6)
     nnx.jit(lambda model, optimizer: optimizer.update(model, params, batch=batch))(model, optimizer)
+
+
+def test_a_wait_does_not_take_what_was_asked_before(made):
+    study, tx = made.energy(), qsgd.scale_by_metric(made.energy())
+    params = [{"weights": _weights(seed)} for seed in range(2)]
+    with qsgd.MetricProber(made.energy, max_jobs=9, refresh_every=3) as prober:
+        state = prober.refresh(tx.init(params[0]), params[0])  # asked, and not yet answered
+        assert prober.accounting.jobs == 1 and prober.accounting.accepted == 0
+        state = prober.wait(state, params[1])
+        assert prober.accounting.accepted == 2
+    expected = (study.measure(params[0])[0] + study.measure(params[1])[0]) / 2  # `decay`
+    np.testing.assert_allclose(_metric_of(state)[0], expected, atol=1e-6)
+
+
+def test_after_a_failure_the_next_attempt_is_not_a_whole_age_away(made, monkeypatch):
+    monkeypatch.setenv("FAULTS", "fine,raise,fine")
+    params = {"weights": _weights()}
+    with qsgd.MetricProber(made.faulty, max_jobs=9, refresh_every=50, backoff=0.01) as prober:
+        state = prober.wait(qsgd.scale_by_metric(made.energy()).init(params), params)
+        for _ in range(50):
+            state = prober.refresh(state, params)
+        calls = 0
+
+        def refresh():
+            nonlocal state, calls
+            state, calls = prober.refresh(state, params), calls + 1
+
+        _until(lambda: prober.accounting.failed == 1, refresh)
+        calls = 0
+        _until(lambda: prober.accounting.jobs == 3, refresh)
+        assert calls < 50
+
+
+def test_parameters_that_are_not_found_or_twice_are_told(made):
+    tx = qsgd.scale_by_metric(made.energy())
+    state = tx.init({"weights": _weights()})
+    with qsgd.MetricProber(made.energy, max_jobs=9) as prober:
+        for params, words in (
+            ({"kernel": _weights()}, "params have no leaf of circuits"),
+            ({"a": {"weights": 1.0}, "b": {"weights": 1.0}}, "'a.weights', 'b.weights'"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                prober.wait(state, params)
 
 
 def test_measured_metrics_count_their_shots(made):

@@ -151,7 +151,7 @@ def save_model(folder: Path, model: Llama, source: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if (source / "config.json").is_file():
         for file in [*source.glob("*.json"), *source.glob("*.jinja")]:
-            if not file.name.endswith(".index.json"):
+            if not file.name.endswith(".index.json") and file.name != "adapter_config.json":
                 shutil.copyfile(file, folder / file.name)
     else:
         config = model.config.to_huggingface()
@@ -245,7 +245,7 @@ def _open_huggingface(folder: Path) -> Checkpoint:
         sizes, log = _with_defaults(config)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    # As transformers does: beside one whole file others, an adapter's say, are left aside.
+    # Beside one whole file others are left aside: consolidated ones, or an adapter's.
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     every = sorted(folder.glob("*.safetensors"))
     listed: dict[str, str] = {}
@@ -255,13 +255,16 @@ def _open_huggingface(folder: Path) -> Checkpoint:
     elif index.is_file():
         listed = read_json(index).get("weight_map", {})
         files = [folder / name for name in dict.fromkeys(listed.values())]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing or not files:
+            raise CheckpointError(f"{index}: files that are not there: {', '.join(missing)}.")
     if not files:
         raise CheckpointError(f"{folder}: there are no *.safetensors files.")
     if len(files) > 1 and not listed:
         raise CheckpointError(f"{folder}: several *.safetensors files, but no {index.name}.")
     aside = [file.name for file in every if file not in files]
     if aside:
-        log += (f"Left aside: {', '.join(aside)}.",)
+        log += (f"Left aside, adapters too: {', '.join(aside)}.",)
     shapes: dict[str, tuple[int, ...]] = {}
     where: dict[str, Path] = {}
     for file in files:

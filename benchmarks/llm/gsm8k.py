@@ -19,11 +19,12 @@ Rows = np.ndarray | jax.Array  # of shape (..., rows, length)
 GSM8K = "train.jsonl and test.jsonl (github.com/openai/grade-school-math, grade_school_math/data)"
 _MINUS = "-\u2212\u2013"  # also the Unicode minus, and a dash in its place
 # With separators of thousands: commas anywhere, others between groups of three.
-_DIGITS = r"(?:\d{1,3}(?:[ '\u2019\u00a0\u2009\u202f]\d{3})+(?![\d/])|\d[\d,]*)"
+_DIGITS = r"(?:\d{1,3}(?:[ '\u2019\u00a0\u2009\u202f]\d{3}){1,9}(?![\d/])|\d[\d,]{0,29})"
 _NUMBER = re.compile(
-    rf"####[\s*$]*(?P<sign>[{_MINUS}+]?)[\s*$]*(?:(?P<whole>\d+)\s+(?=\d+\s*/))?"
-    rf"(?P<number>(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][{_MINUS}+]?\d+)?)"
-    r"(?:\s*/\s*(?P<below>\d+))?"
+    rf"####[\s*$]*(?P<sign>[{_MINUS}+]?)[\s*$]*(?:(?P<whole>\d{{1,30}})\s+(?=\d+\s*/))?"
+    rf"(?P<number>(?:{_DIGITS}(?:\.\d{{1,30}})?|\.\d{{1,30}})(?:[eE][{_MINUS}+]?\d{{1,2}})?)"
+    rf"(?!\d|[eE][{_MINUS}+]?\d)"  # no part of a longer one
+    r"(?:\s*/\s*(?P<below>\d{1,30}))?"
 )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.integrations.gguf.gguf_tokenizer_mapping import (
     GGUF_PRE_TOKENIZER_SPLITS,
@@ -139,32 +140,48 @@ def open_text(path: Path, config: LlamaConfig) -> Text:
             tokenizer, stop, adds_bos = _from_huggingface(path)
         else:
             tokenizer, stop, adds_bos = _from_llama2c(path, config)
-    plain = not tokenizer.chat_template
-    if plain:
-        tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
     if tokenizer.eos_token_id is not None:
-        stop = stop | {tokenizer.eos_token_id}
-    stop = frozenset(i for i in stop | _end_of_turn(tokenizer) if i < config.vocab_size)
+        stop.add(tokenizer.eos_token_id)
+    stop = {i for i in stop if 0 <= i < config.vocab_size}
+    plain = (tokenizer.chat_template or PLAIN_TEMPLATE).endswith(PLAIN_TEMPLATE)
+    if plain and stop:
+        tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
+        if tokenizer.eos_token is None:
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(min(stop))
+    stop |= _end_of_turn(tokenizer, config.vocab_size)
     if not stop:
         raise CheckpointError(f"{path}: nothing says which token ends a text (eos_token_id).")
-    return Text(tokenizer, stop, config.vocab_size, plain)
+    return Text(tokenizer, frozenset(stop), config.vocab_size, plain)
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The first special token after an answer, which may be another than a text's end."""
-    said = "An answer."
-    messages = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": said}]
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> set[int]:
+    """The first added token after an answer, which may be another than a text's end."""
     try:
-        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        ends = [
+            str(tokenizer.apply_chat_template([question, answer], tokenize=False))[::-1]
+            for question, answer in (
+                (
+                    {"role": "user", "content": "A question?"},
+                    {"role": "assistant", "content": said},
+                )
+                for said in ("One answer.", "Another!")
+            )
+        ]
     except Exception:  # said when the first example is made
         return set()
-    ids: Any = tokenizer(rendered.rpartition(said)[2], add_special_tokens=False)["input_ids"]
-    return set([i for i in ids if i in tokenizer.added_tokens_decoder][:1])
+    # Whatever the template makes of an answer.
+    after = os.path.commonprefix(ends)[::-1]  # noqa: RUF071 - they are no paths
+    ids: Any = tokenizer(after, add_special_tokens=False)["input_ids"]
+    added: Any = tokenizer.added_tokens_decoder
+    found = [i for i in ids if i < vocab_size and i in added and added[i].content.strip()]
+    return set(found[:1])
 
 
 def _from_huggingface(folder: Path) -> tuple[PreTrainedTokenizerBase, set[int], bool]:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise CheckpointError(f"{folder}: there is no tokenizer.json.")
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{folder}: there is no tokenizer.json; transformers writes one, by save_pretrained."
+        )
     stop: set[int] = set()
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
@@ -185,7 +202,10 @@ def _listed(ids: Any) -> set[int]:
 
 
 _ENDS = ("<|eot_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>")
-_CONTROL, _UNKNOWN, _BYTE, _NORMAL = 3, 2, 6, 1  # GGUF's types of tokens
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # GGUF's types of tokens
+# Ways of splitting text, by `tokenizer.ggml.pre`, with which llama.cpp begins a text with its first
+# token, and takes words that are tokens whole.
+_LIKE_LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2")
 
 
 def _from_gguf(path: Path) -> tuple[PreTrainedTokenizerBase, set[int], bool]:
@@ -200,24 +220,48 @@ def _from_gguf(path: Path) -> tuple[PreTrainedTokenizerBase, set[int], bool]:
             f"{file}: tokenizer.ggml.model={kind!r} with tokenizer.ggml.pre={split!r}; allowed is "
             f"'llama', or 'gpt2' with {' or '.join(map(repr, splits))}."
         )
+    backend = _byte_level(found, split) if kind == "gpt2" else _sentencepiece(found)
     tokens = found["tokens"]
-    named = {"tokenizer_type": kind, "pre_tokenizer_type": split}
-    backend, _ = convert_gguf_tokenizer("llama", found | named)
-    if split == "smollm":  # which transformers would split as GPT-2 does
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
-    if split == "llama-bpe":
-        backend.model.ignore_merges = True
-    ids = {name: found.get(f"{name}_token_id") for name in ("bos", "eos", "eot")}
-    stop = {i for i in (ids["eos"], ids["eot"]) if i is not None}
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    ids = {x: found[f"{y}_token_id"] for x, y in names.items() if f"{y}_token_id" in found}
+    stop = {found[x] for x in ("eos_token_id", "eot_token_id") if x in found}
     stop |= {i for i, token in enumerate(tokens) if token in _ENDS}
-    special = {
-        f"{name}_token": tokens[ids[name]] for name in ("bos", "eos") if ids[name] is not None
-    }
+    special = {f"{x}_token": tokens[i] for x, i in ids.items()}
     tokenizer = _wrapped(backend, special, fields.get("tokenizer.chat_template"))
-    adds_bos = found.get("add_bos_token", kind == "llama" or split == "llama-bpe")
+    adds_bos = found.get("add_bos_token", kind == "llama" or split in _LIKE_LLAMA3)
     return tokenizer, stop, bool(adds_bos) and "bos" in ids
+
+
+def _byte_level(found: dict[str, Any], split: Any) -> Tokenizer:
+    """As the file spells its tokens, which transformers leaves out where they are no bytes."""
+    tokens = found["tokens"]
+    merges = [tuple(merge.split(" ")) for merge in found["merges"]]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    model = models.BPE(vocabulary, merges, ignore_merges=split in _LIKE_LLAMA3)
+    tokenizer = Tokenizer(model)
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    steps: list[Any] = [by_bytes]
+    if split == "smollm":
+        steps = [pre_tokenizers.Digits(individual_digits=True), by_bytes]
+    elif split in GGUF_PRE_TOKENIZER_SPLITS:
+        pattern = Regex(GGUF_PRE_TOKENIZER_SPLITS[split])
+        alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        steps = [pre_tokenizers.Split(pattern, "isolated"), alone]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
+    for token, kind in zip(tokens, found["token_type"], strict=True):
+        if kind == _CONTROL:
+            tokenizer.add_special_tokens([AddedToken(token, normalized=False)])
+        elif kind == _USER_DEFINED:
+            tokenizer.add_tokens([AddedToken(token, normalized=False)])
+    return tokenizer
+
+
+def _sentencepiece(found: dict[str, Any], architecture: str = "llama") -> Tokenizer:
+    backend, _ = convert_gguf_tokenizer(architecture, found | {"tokenizer_type": "llama"})
+    if not found.get("add_space_prefix", True):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    return backend
 
 
 def _wrapped(
@@ -256,7 +300,7 @@ def _from_llama2c(
         )
     pieces[:3] = ["<unk>", "<s>", "</s>"]
     types = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, *[_NORMAL] * (len(pieces) - 259)]
-    found = {"tokenizer_type": "llama", "tokens": pieces, "scores": scores, "token_type": types}
-    backend, _ = convert_gguf_tokenizer("phi3", found)  # which writes a space before any text, too
+    found = {"tokens": pieces, "scores": scores, "token_type": types}
+    backend = _sentencepiece(found, "phi3")  # which writes a space before any text, too
     special = {"bos_token": "<s>", "eos_token": "</s>"}
     return _wrapped(backend, special, None), {1}, True  # <s> separates stories

@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 from fractions import Fraction
+from typing import Any
 
 import gguf
 import numpy as np
@@ -73,7 +74,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tiny, tmp_path, write_toke
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: truncated or corrupt"):
         opened(copy)
     (copy / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match=r"copy: there is no tokenizer\.json\.$"):
+    with pytest.raises(CheckpointError, match=r"copy: there is no tokenizer\.json;"):
         opened(copy)
 
 
@@ -141,21 +142,23 @@ def test_a_template_that_cannot_be_used_is_refused(tiny, tmp_path, template, wor
 
 LETTERS = [*"abc0123456789", "Ġ", *"<th>/"]
 TOKENS = ["<|x|>", "<|im_end|>", *LETTERS, "ab", "Ġc", "12", "<th>"]
+ODD = "<｜begin▁of▁sentence｜>"  # no byte is written so
 CHAT = "{% for m in messages %}{{ m.content + '<|im_end|>' }}{% endfor %}"
 
 
 def _written(
     file,
     *,
-    pre="smollm",
+    pre: Any = "smollm",
     skip=(),
     types=None,
     template: str | None = CHAT,
     model="gpt2",
     scores=None,
+    vocabulary=None,
 ):
     """A GGUF file that has nothing but a tokenizer."""
-    tokens = TOKENS if scores is None else list(scores)
+    tokens = (vocabulary or TOKENS) if scores is None else list(scores)
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_tokenizer_model(model)
     writer.add_token_list(tokens)
@@ -221,6 +224,22 @@ def test_gguf_of_sentencepiece(tiny, tmp_path):
     tokens = [pieces[i] for i in text.tokenizer.encode("at b", add_special_tokens=False)]
     assert tokens == ["▁at", "▁b"]
     assert text.plain and text.prompt("at")[0] == 0
+
+
+def test_gguf_s_special_tokens_are_those_of_the_file_however_they_are_spelled(tiny, tmp_path):
+    odd = [ODD, *TOKENS[1:-1], "<two words>"]
+    template = "{{ bos_token }}" + CHAT
+    file = _written(tmp_path / "model.gguf", vocabulary=odd, template=template)
+    text = open_text(file, open_checkpoint(tiny).config)
+    assert len(text.tokenizer) == len(odd)
+    prompt = text.prompt("ab<two words>1")
+    assert [odd[i] for i in prompt] == [ODD, "ab", "<two words>", "1", "<|im_end|>"]
+
+
+def test_gguf_without_a_template_or_an_end_has_one_in_its_prompts(tiny, tmp_path):
+    file = _written(tmp_path / "model.gguf", skip=("eos",), template=None)
+    text = open_text(file, open_checkpoint(tiny).config)
+    assert text.plain and TOKENS[text.example("a", "b")[1][-1]] == "<|im_end|>"
 
 
 def test_gguf_of_another_tokenizer_is_refused(tiny, tmp_path):
@@ -295,6 +314,8 @@ def test_blank_lines_are_skipped_and_counted_and_parquet_told(tmp_path):
         ("#### 1'234", "1234"),
         ("#### 20 1500", "20"),
         ("#### 2/0", None),
+        ("#### 1e3000000", None),
+        ("#### " + "9" * 5000, None),
         ("5", None),
         ("####", None),
     ],

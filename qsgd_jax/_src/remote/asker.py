@@ -119,10 +119,10 @@ class Asker:
         """What the job under way has answered, if it has come and can be believed."""
         try:
             message = cast(WorkerProcess, self._process).receive()
+            self.accounting.shots += (message or {}).get("shots", 0)
             if message is not None and "failed" in message:
                 return self._without_answer("failed", message["failed"]), None
             if message is not None:
-                self.accounting.shots += message.get("shots", 0)
                 table = self._accept(message["answers"])
             elif time.monotonic() < cast(float, self.status.deadline):
                 return NO_PROBLEM, None

@@ -90,7 +90,8 @@ class MetricProber(BesideTheLoop):
             on_failure=on_failure,
         )
         self._sizes: list[int] = []
-        self._steps = self._asked = 0  # calls of `refresh`: all, and at the job under way
+        # Calls of `refresh`: all, when the job under way was asked, and when the metric there is.
+        self._steps = self._asked = self._measured = 0
         self._said = self._open("metric")
 
     def refresh(self, opt_state: PyTree, params: PyTree, batch: Any = None) -> PyTree:
@@ -130,9 +131,9 @@ class MetricProber(BesideTheLoop):
           ValueError: if the state has no metric, or several.
           ProbeError: if the breaker opens, whatever `on_failure` is, or the budget is spent.
         """
-        seen = self.accounting.accepted
-        self._asker.status = self._asker.status._replace(measured_at=0)
-        while self.accounting.accepted == seen:
+        asked = self.accounting.jobs  # a job under way was asked earlier, elsewhere perhaps
+        while self._latest is None or self._latest.jobs <= asked:
+            self._asker.status = self._asker.status._replace(measured_at=0)
             opt_state, problem = self._turn(opt_state, params, batch)
             if problem:
                 self._raise()
@@ -149,6 +150,14 @@ class MetricProber(BesideTheLoop):
             )
         ((count, *metrics),) = found
         check_concrete(metrics)
+        for leaf in jax.tree.leaves((params, batch)):
+            if isinstance(leaf, jax.Array) and not (
+                leaf.is_fully_addressable or leaf.is_fully_replicated
+            ):
+                raise ValueError(
+                    "params and batch must be on the first process whole: there the device is "
+                    "asked. Replicate them, or gather a part of the batch."
+                )
         self._sizes = [g.shape[-1] for g in metrics]
         mine = self._asked_for(params, batch, metrics) if jax.process_index() == 0 else None
         news = self._agreed(mine, (sum(n * n for n in self._sizes),))
@@ -166,24 +175,36 @@ class MetricProber(BesideTheLoop):
 
         def question() -> dict[str, Any]:
             self._asked = self._steps
-            names = self._said["parameters"]
-            leaves = {leaf_name(path): leaf for path, leaf in tree_leaves_with_path(params)}
-            own = {}
-            for path, leaf in leaves.items():
-                parent, _, name = path.rpartition(".")
-                if name in names.get("" if "" in names else parent, ()):
-                    own[path] = jax.device_get(leaf)
+            own = {name: jax.device_get(leaf) for name, leaf in self._own(params).items()}
             return {"params": encoded(own), "batch": encoded(batch)}
 
         status = self._asker.status
-        self._asker.status = status._replace(age=self._steps - self._asked)
+        self._asker.status = status._replace(age=self._steps - self._measured)
         news = self._asker.turn(question)
         if news.table is None:
             return news
+        self._measured = self._asked
         self._asker.status = self._asker.status._replace(measured_at=news.asked_at)
-        decay = self._said["decay"] if self.accounting.accepted else 0.0
-        old = np.concatenate([refreshable.read(g).ravel() for g in metrics])
-        return news._replace(table=decay * old + (1 - decay) * news.table)
+        old = [refreshable.read(g) for g in metrics]
+        none_yet = all((g == np.eye(len(g))).all() for g in old)
+        decay = 0.0 if none_yet else self._said["decay"]
+        flat = np.concatenate([g.ravel() for g in old])
+        return news._replace(table=decay * flat + (1 - decay) * news.table)
+
+    def _own(self, params: PyTree) -> dict[str, Any]:
+        """The circuits' parameters, by their names."""
+        names, own = self._said["parameters"], {}
+        for path, leaf in tree_leaves_with_path(params):
+            parent, _, name = leaf_name(path).rpartition(".")
+            if name in names.get("" if "" in names else parent, ()):
+                own[leaf_name(path)] = leaf
+        parents = {name.rpartition(".")[0] for name in own}
+        if not own or ("" in names and len(parents) > 1):
+            raise ValueError(
+                f"params have {sorted(own) or 'no leaf'} of circuits with parameters {names}; give "
+                "the part of the tree that is theirs, or name circuits in FubiniStudy's mapping."
+            )
+        return own
 
     def _accepted(self, answers: Any) -> np.ndarray:
         """The metrics of an answer, flat one after the other, if they can be believed."""

@@ -1,6 +1,7 @@
 """The process of `qsgd_jax._src.remote.worker` as a `RemoteProber` sees it."""
 
 import contextlib
+import fcntl
 import importlib
 import json
 import os
@@ -30,6 +31,9 @@ class WorkerProcess:
         }
         jobs, self._input = os.pipe()
         self._output, answers = os.pipe()
+        for pipe in (self._input, answers):  # wide enough that the loop does not wait to write
+            with contextlib.suppress(AttributeError, OSError):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 2**20)
         self._popen = subprocess.Popen(
             [sys.executable, "-P", "-m", "qsgd_jax._src.remote.worker", str(jobs), str(answers)],
             env=environment,
@@ -49,7 +53,7 @@ class WorkerProcess:
         self.send(specification)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Hand it a line, which it always reads."""
+        """Hand it a line. A longer one than the pipe holds waits for the process to read."""
         with contextlib.suppress(OSError):  # that it has ended is found out by `receive`
             unsent = json.dumps(message).encode() + b"\n"
             while unsent:

@@ -35,6 +35,8 @@ Message = dict[str, Any]
 class _Coefficients:
     """Answers for the settings of a circuit's probe."""
 
+    shots = 0  # beyond those that the prober knows
+
     def __init__(self, device: str, circuit: dict[str, Any], angles: list, shots: int):
         shape = (circuit["depth"], circuit["n_qubits"], 2)
         self._circuit = Circuit(**circuit, angles=np.reshape(angles, shape))
@@ -73,7 +75,7 @@ class _Metrics:
     """The metric of circuits at the parameters that a job is told."""
 
     def __init__(self, metric: str, x64: bool):
-        self._name = metric
+        self._name, self.shots = metric, 0
         jax.config.update("jax_enable_x64", x64)
 
     def open(self) -> FubiniStudy:
@@ -83,14 +85,17 @@ class _Metrics:
         return metric
 
     def describe(self, metric: FubiniStudy) -> Message:
-        return {"parameters": metric.parameters, "decay": metric.decay}
+        return {"parameters": metric.parameters, "decay": float(metric.decay)}
 
     def run(self, metric: FubiniStudy, message: Message) -> Message:
         params, batch = decoded(message["params"]), decoded(message["batch"])
         with devices.counted_shots(metric.devices) as shots:
-            found = metric.measure(params, batch, key=jnp.array([message["job"], 0], jnp.uint32))
-            answers = [np.asarray(g, float).tolist() for g in found]
-        return {"answers": answers, "shots": shots()}
+            try:
+                key = jnp.array([message["job"], 0], jnp.uint32)
+                found = [np.asarray(g, float) for g in metric.measure(params, batch, key=key)]
+            finally:
+                self.shots = shots()
+        return {"answers": [g.tolist() for g in found]}
 
 
 _KINDS: dict[str, Callable[..., Any]] = {"coefficients": _Coefficients, "metric": _Metrics}
@@ -104,10 +109,11 @@ class _Worker:
         try:
             self._opened = self._opened or self._work.open()
             do = self._work.run if message["job"] else lambda x, _: self._work.describe(x)
-            return do(self._opened, message)
+            answer = do(self._opened, message)
         except BaseException as error:  # whatever a client raises
             self._opened = None  # what has lost its connection is opened anew
-            return {"failed": _described(error)}
+            answer = {"failed": _described(error)}
+        return answer | {"shots": self._work.shots}
 
 
 def _opened(name: str) -> Any:
