@@ -215,7 +215,9 @@ def read(folder: Path) -> Study:
 def _report(folder: Path, path: Path) -> None:
     study = read(folder)
     tasks = [task for task in CLAIMS if task in study.tasks]
-    with_controls = [task for task in WITH_CONTROLS if study.of_controls(task)]
+    with_controls = [
+        task for task in WITH_CONTROLS if len(study.of_controls(task)) == len(CONTROLS)
+    ]
     parts = tables.sections(study, CLAIMS, OTHERS)
 
     def picture(name: str, draw: Callable[[Path], None], text: str) -> None:
