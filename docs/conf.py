@@ -16,12 +16,14 @@ extensions = [
     "sphinx-mathjax-offline",  # formulas without a network
 ]
 exclude_patterns = ["_build"]
+default_role = "code"  # of names between single backticks
 html_theme = "furo"
 html_title = "qsgd_jax"
 html_static_path = []
 
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
+suppress_warnings = ["myst.header"]  # records begin with tables under headings of a lower level
 # Tutorials run anew in each build.
 nb_execution_mode = "force"
 nb_execution_timeout = 60
@@ -32,6 +34,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings say them in words
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_attr_annotations = False
 
 # Pages are read in the repository, too, where links lead to files outside of this folder.
 _INSIDE = {

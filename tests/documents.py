@@ -8,7 +8,12 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 ROOT = Path(__file__).parents[1]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES = [*GUIDES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "experiments").rglob("*.md"))]
+PAGES = [
+    *GUIDES,
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "experiments").rglob("*.md")),
+]
 
 
 def name(page: Path) -> str:

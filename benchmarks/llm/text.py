@@ -156,16 +156,12 @@ def open_text(path: Path, config: LlamaConfig) -> Text:
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> set[int]:
     """The first added token after an answer, which may be another than a text's end."""
+    question = {"role": "user", "content": "A question?"}
+    said = ({"role": "assistant", "content": x} for x in ("One answer.", "Another!"))
     try:
         ends = [
             str(tokenizer.apply_chat_template([question, answer], tokenize=False))[::-1]
-            for question, answer in (
-                (
-                    {"role": "user", "content": "A question?"},
-                    {"role": "assistant", "content": said},
-                )
-                for said in ("One answer.", "Another!")
-            )
+            for answer in said
         ]
     except Exception:  # said when the first example is made
         return set()

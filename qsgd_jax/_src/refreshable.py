@@ -26,7 +26,7 @@ class RefreshableCoefficients(NamedTuple):
       measured_at: when they were asked for, in Unix seconds; 0 for those that the state started
         with, which are the surrogate's own.
       circuit: checksum of the circuit that they belong to.
-      jobs: jobs that `RemoteProber`s have submitted since the state was made.
+      jobs: jobs that each `RemoteProber` has submitted since the state was made.
       shots: shots that those jobs asked for.
     """
 

@@ -30,7 +30,7 @@ def spectral_angles(polynomial: Any) -> Float[np.ndarray, " angles"]:
 
     Raises:
       TypeError: if it is no polynomial.
-      ValueError: if it has an even part, or |f| > 1 somewhere in [−1, 1].
+      ValueError: if it has an even part, or leaves ±1 somewhere in [−1, 1].
 
     Example:
       >>> import qsgd_jax as qsgd
