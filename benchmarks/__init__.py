@@ -7,7 +7,7 @@ from benchmarks import requirements
 
 EXTRAS = {
     "'qsgd_jax[benchmarks]'": ("matplotlib", "orbax", "rich", "scipy", "tqdm"),
-    "'qsgd_jax[llm]'": ("gguf", "jinja2", "psutil", "safetensors", "transformers"),
+    "'qsgd_jax[llm]'": ("gguf", "psutil", "safetensors", "tokenizers", "transformers"),
     "'qsgd_jax[devices]'": ("qiskit_aer", "qiskit_ibm_runtime"),
 }
 requirements.explain(EXTRAS)

@@ -570,12 +570,6 @@ def test_whatever_a_script_imports_is_brought_by_the_package_or_by_a_named_extra
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = {re.split("[>=]", line)[0].replace("-", "_") for line in project["dependencies"]}
     known = {module for modules in benchmarks.EXTRAS.values() for module in modules}
-    inside = {
-        "qsgd_jax",
-        "benchmarks",
-        "autograd",
-        *sys.stdlib_module_names,
-    }  # PennyLane's autograd
     inside = {"qsgd_jax", "benchmarks", "autograd"}  # PennyLane brings autograd
     imported = set()
     for path in (ROOT / "benchmarks").rglob("*.py"):
