@@ -51,7 +51,8 @@ optimizer on seeds of their own, then --seeds more: steps until the relative err
   maxcut   of a ring whose opposite vertices are joined; each edge and vertex has an angle of its
            own, twice
 
-And with --shots measurements, on the smallest of each: there circuits count.
+And with --shots measurements, on the smallest of each: there circuits count. Seconds are steps
+times the median time of a step of that problem.
 """
 
 DAMPING = 1e-3
@@ -313,6 +314,25 @@ def _in_turns(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[str
     return {name: {**row, "first": first[name]} for name, row in found.items()}
 
 
+def step_times(
+    problem: Problem, devices: Sequence[str], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Return the median milliseconds of exact steps, by optimizer and device.
+
+    Args:
+        problem: What is looked for.
+        devices: Their names.
+        rounds: Turns of each.
+    """
+    found: dict[str, dict[str, float]] = {"adam": {}, "natural, whole": {}}
+    for device in devices:
+        chosen = {"adam": None, "natural, whole": qsgd.FubiniStudy(_qnode(problem, device))}
+        calls = {name: stepper(problem, device, metric) for name, metric in chosen.items()}
+        for name, row in _in_turns(calls, rounds).items():
+            found[name][device] = row["milliseconds"]
+    return found
+
+
 # Steps to a ground state
 
 
@@ -348,8 +368,8 @@ def errors(
 
 def measured_errors(
     problem: Problem, metric: Any, rate: float, seeds: Sequence[int], *, steps: int, shots: int
-) -> Float[np.ndarray, "seeds steps"]:
-    """Return those of runs whose gradients and metrics are measured.
+) -> tuple[Float[np.ndarray, "seeds steps"], float]:
+    """Return those of runs whose gradients and metrics are measured, and a step's milliseconds.
 
     Args:
         problem: What is looked for.
@@ -370,7 +390,7 @@ def measured_errors(
         nnx.update(layer, optax.apply_updates(params, updates))
         return state
 
-    found = []
+    found, seconds = [], []
     for seed in seeds:
         weights = problem.start(seed)
         layer = QuantumLayer(
@@ -382,9 +402,11 @@ def measured_errors(
         state, passed = tx.init({"weights": jnp.asarray(weights)}), []
         for _ in range(steps):
             passed.append(nnx.to_pure_dict(nnx.state(layer, nnx.Param))["weights"])
-            state = step(layer, state)
+            began = time.perf_counter()
+            state = jax.block_until_ready(step(layer, state))
+            seconds.append(time.perf_counter() - began)
         found.append(np.asarray(exact(jnp.stack(passed))))
-    return np.stack(found) / -problem.ground + 1
+    return np.stack(found) / -problem.ground + 1, 1000 * float(np.median(seconds))
 
 
 def executions(problem: Problem, metric: Any, shots: int) -> int:
@@ -458,27 +480,31 @@ def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
             f"A step on {row['device']}, {row['n_qubits']} qubits, {row['parameters']} parameters"
         )
         found.append(reporting.Table(title, columns, rows))
-    columns = ["problem", "optimizer", "learning rate"]
-    columns += [text for x in TARGETS for text in (f"steps to {x:g}", "seeds")]
     for key, title in (("exact", "Steps, exact"), ("measured", "Steps, measured")):
         rows = [
             [f"{row['problem']}, {row['n_qubits']} qubits", name, f"{x['rate']:g}"]
-            + [
-                text
-                for target in TARGETS
-                for y in (x["reached"][str(target)],)
-                for text in (
-                    "–" if y["steps"] is None else f"{y['steps']:.0f}",
-                    f"{y['seeds']} of {report['seeds']}",
-                )
-            ]
             + ([f"{x['executions']:,}"] if key == "measured" else [])
+            + [text for y in x["reached"].values() for text in _how_soon(y, x, report["seeds"])]
             for row in report[key]
             for name, x in row["arms"].items()
         ]
-        last = ["circuits a step"] if key == "measured" else []
-        found.append(reporting.Table(title, columns + last, rows))
+        if not rows:
+            continue
+        columns = ["problem", "optimizer", "learning rate"]
+        columns += ["circuits a step"] if key == "measured" else []
+        for target in TARGETS:
+            columns += [f"steps to {target:g}", "seeds"]
+            timed_on = report[key][0]["arms"]["adam"]["step_ms"]
+            columns += [f"seconds, {device}" for device in timed_on]
+        found.append(reporting.Table(title, columns, rows))
     return found
+
+
+def _how_soon(found: Mapping[str, Any], arm: Mapping[str, Any], seeds: int) -> list[str]:
+    steps, times = found["steps"], arm["step_ms"].values()
+    shown = "–" if steps is None else f"{steps:.0f}"
+    seconds = ["–" if steps is None else f"{steps * x / 1000:.3g}" for x in times]
+    return [shown, f"{found['seeds']} of {seeds}", *seconds]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -525,11 +551,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, n_qubits in tqdm(grid, desc="exact"):
         problem = PROBLEMS[name](n_qubits)
         whole = qsgd.FubiniStudy(_qnode(problem, "default.qubit"))
-        arms = {}
+        arms, times = {}, step_times(problem, args.devices, args.rounds)
         for arm, metric in (("adam", None), ("natural, whole", whole)):
             run = functools.partial(errors, problem, metric, steps=args.steps)
             rate = tuned(run, args.tuning_seeds)
-            arms[arm] = {"rate": rate, "reached": reached(run(rate, range(args.seeds)))}
+            arms[arm] = {
+                "rate": rate,
+                "reached": reached(run(rate, range(args.seeds))),
+                "step_ms": times[arm],
+            }
         store("exact", {"problem": name, "n_qubits": n_qubits, "arms": arms})
     for name in tqdm(PROBLEMS, desc="measured"):
         problem = PROBLEMS[name](min(args.qubits))
@@ -540,11 +570,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             run = functools.partial(
                 measured_errors, problem, metric, steps=args.steps, shots=args.shots
             )
-            rate = tuned(run, args.tuning_seeds)
+            rate = tuned(lambda *x, run=run: run(*x)[0], args.tuning_seeds)
+            found, milliseconds = run(rate, range(args.seeds))
             arms[arm] = {
                 "rate": rate,
-                "reached": reached(run(rate, range(args.seeds))),
+                "reached": reached(found),
                 "executions": executions(problem, metric, args.shots),
+                "step_ms": {"lightning.qubit": milliseconds},
             }
         store("measured", {"problem": name, "n_qubits": min(args.qubits), "arms": arms})
     for table in tables(report):

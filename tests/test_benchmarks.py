@@ -390,6 +390,10 @@ def test_natural_gradient_compares_steps_and_starts(tmp_path, monkeypatch):
     assert 0 < adam["executions"] < natural["executions"]
     steps, exact, measured = natural_gradient.tables(report)
     assert len(steps.rows) == 5 and len(exact.rows) == len(measured.rows) == 4
+    x = report["exact"][0]["arms"]["adam"]
+    seconds = x["reached"]["0.01"]["steps"] * x["step_ms"]["default.qubit"] / 1000
+    assert exact.columns[3:6] == ["steps to 0.01", "seeds", "seconds, default.qubit"]
+    assert float(exact.rows[0][5]) == pytest.approx(seconds, rel=1e-2)
 
 
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # PennyLane's own
