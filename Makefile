@@ -24,7 +24,7 @@ PACKAGE_TESTS := $(patsubst %,tests/test_%.py,answers attention blocks circuit c
   spectral_wrappers stacked surrogate transforms value warm_start weighing wrappers) qsgd_jax
 
 .PHONY: demo demo-paper evidence test test-slow test-experiments test-peers test-newest test-lowest test-catalyst wheel-test \
-  test-gpu test-resume test-transformers gpu-wheels peer-step layer-peer device-matrix pages docs clean
+  test-gpu test-resume test-transformers gpu-wheels peer-step layer-peer device-matrix pages docs docs-test clean
 
 demo: .venv/demo ## Train a language model with AdamW, the paper's form and the spectral form, side by side.
 	$(BIN)/python -m benchmarks.character_model
@@ -86,8 +86,12 @@ peer-step: .venv/benchmarks .peer/installed ## Time whole training steps beside 
 device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardware vendors included.
 	.devices/bin/python -m benchmarks.device_matrix
 
-docs: .venv/docs ## Build the documentation's site, docs/_build/html/index.html; its tutorials run.
+docs: .venv/docs ## Build the site, docs/_build/html/index.html, and follow its links; its tutorials run.
 	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+	$(BIN)/pytest tests/test_site.py -m site -k link
+
+docs-test: docs ## Look at the site in a browser without a network; Chromium must be there.
+	$(BIN)/pytest tests/test_site.py -m site
 
 pages: .venv/llm ## Write the tables of stored runs into README.md and docs/.
 	$(BIN)/python -m benchmarks.pages

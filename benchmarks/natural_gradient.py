@@ -547,20 +547,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             parameters = 2 * n_qubits * args.depth
             row = {"device": device, "n_qubits": n_qubits, "parameters": parameters, "arms": arms}
             store("steps", row)
-    grid = [(name, n) for n in args.qubits for name in PROBLEMS]
-    for name, n_qubits in tqdm(grid, desc="exact"):
-        problem = PROBLEMS[name](n_qubits)
+    problems = [problem(n) for n in args.qubits for problem in PROBLEMS.values()]
+    times = [step_times(x, args.devices, args.rounds) for x in problems]  # while nothing else runs
+    for problem, step_ms in zip(tqdm(problems, desc="exact"), times, strict=True):
         whole = qsgd.FubiniStudy(_qnode(problem, "default.qubit"))
-        arms, times = {}, step_times(problem, args.devices, args.rounds)
+        arms = {}
         for arm, metric in (("adam", None), ("natural, whole", whole)):
             run = functools.partial(errors, problem, metric, steps=args.steps)
             rate = tuned(run, args.tuning_seeds)
             arms[arm] = {
                 "rate": rate,
                 "reached": reached(run(rate, range(args.seeds))),
-                "step_ms": times[arm],
+                "step_ms": step_ms[arm],
             }
-        store("exact", {"problem": name, "n_qubits": n_qubits, "arms": arms})
+        store("exact", {"problem": problem.name, "n_qubits": problem.n_qubits, "arms": arms})
     for name in tqdm(PROBLEMS, desc="measured"):
         problem = PROBLEMS[name](min(args.qubits))
         qnode = _qnode(problem, "lightning.qubit", args.shots)

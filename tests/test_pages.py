@@ -15,6 +15,7 @@ from tests import documents
 
 PAGE = "Before.\n\n<!-- table: step_time/step_time.json 0 -->\n<!-- end of table -->\n\nAfter.\n"
 README = documents.ROOT / "README.md"
+WORKFLOW = documents.ROOT / ".github" / "workflows" / "test.yml"
 MAKEFILE = (documents.ROOT / "Makefile").read_text()
 PROJECT = tomllib.loads((documents.ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -85,6 +86,14 @@ def _parse(main, arguments, monkeypatch):
 def test_the_commands_of_a_page_can_be_typed(page, monkeypatch):
     for command in documents.commands(page):
         _follow(command, monkeypatch)
+
+
+def test_the_workflow_calls_targets_of_the_makefile():
+    lists = re.findall(r"target: \[(.+)\]", WORKFLOW.read_text())
+    targets = ", ".join(lists).split(", ")
+    assert len(lists) == 2 and {"test", "docs-test", "test-lowest"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
 
 
 def test_the_readme_has_commands():
