@@ -105,18 +105,15 @@ def test_every_link_leads_to_a_page_and_an_anchor():
     from bs4 import BeautifulSoup  # pyright: ignore[reportMissingImports]
 
     parsed = {page: BeautifulSoup(page.read_text(), "html.parser") for page in _pages()}
-    anchors = {
-        page: {x["id"] for x in tree.find_all(id=True)} | {x["name"] for x in tree("a", attrs={"name": True})}
-        for page, tree in parsed.items()
-    }
+    anchors = {page: {x["id"] for x in tree.find_all(id=True)} for page, tree in parsed.items()}
     broken, followed = [], 0
     for page, tree in parsed.items():
         for link in tree("a", href=True):
             url = urllib.parse.urlsplit(str(link["href"]))
             if url.scheme or url.netloc:
                 continue
-            target = page if not url.path else (page.parent / urllib.parse.unquote(url.path)).resolve()
-            anchor = urllib.parse.unquote(url.fragment)
+            path, anchor = urllib.parse.unquote(url.path), urllib.parse.unquote(url.fragment)
+            target = (page.parent / path).resolve() if path else page
             followed += 1
             if not target.exists() or (anchor and anchor not in anchors.get(target, {anchor})):
                 broken.append((page.relative_to(SITE).as_posix(), link["href"]))
@@ -136,6 +133,9 @@ def test_the_search_finds(browser, word):
 
 def test_it_is_light_and_dark(browser):
     browser.open(SITE / "index.html")
-    color = "document.body.dataset.theme = arguments[0]; return getComputedStyle(document.body).backgroundColor"
+    color = (
+        "document.body.dataset.theme = arguments[0];"
+        "return getComputedStyle(document.body).backgroundColor"
+    )
     light, dark = (browser.driver.execute_script(color, x) for x in ("light", "dark"))
     assert (light, dark) == ("rgb(255, 255, 255)", "rgb(19, 20, 22)")
