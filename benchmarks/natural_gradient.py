@@ -63,6 +63,7 @@ FIRST_TUNING_SEED = 1000
 
 Params = dict[str, Array]
 Qnode = Any
+Runs = Callable[[Sequence[float], Sequence[int]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -336,23 +337,21 @@ def step_times(
 # Steps to a ground state
 
 
-def errors(
-    problem: Problem, metric: Any, rate: float, seeds: Sequence[int], *, steps: int
-) -> Float[np.ndarray, "seeds steps"]:
-    """Return the relative errors of the energy along exact runs.
+def errors(problem: Problem, metric: Any, *, steps: int) -> Runs:
+    """Return what takes exact runs, compiled once and run at once, to the energy's relative errors.
 
     Args:
         problem: What is looked for.
         metric: `None` for Adam.
-        rate: The learning rate.
-        seeds: Of the starts.
         steps: Of each run.
     """
-    energy, tx = _qnode(problem, "default.qubit"), optimizer(metric, rate)
+    energy = _qnode(problem, "default.qubit")
 
     @jax.jit
     @jax.vmap
-    def run(weights: Array) -> Array:
+    def run(weights: Array, rate: Array) -> Array:
+        tx = optimizer(metric, rate)
+
         def step(carry: Any, _: Any) -> Any:
             params, state = carry
             value, gradients = jax.value_and_grad(lambda x: energy(x["weights"]))(params)
@@ -362,36 +361,37 @@ def errors(
         params = {"weights": weights}
         return jax.lax.scan(step, (params, tx.init(params)), None, steps)[1]
 
-    starts = jnp.asarray(np.stack([problem.start(seed) for seed in seeds]))
-    return np.asarray(run(starts)) / -problem.ground + 1
+    def runs(rates: Sequence[float], seeds: Sequence[int]) -> np.ndarray:
+        starts = jnp.asarray(np.stack([problem.start(seed) for seed in seeds]))
+        return np.asarray(run(starts, jnp.array(rates))) / -problem.ground + 1
+
+    return runs
 
 
 def measured_errors(
-    problem: Problem, metric: Any, rate: float, seeds: Sequence[int], *, steps: int, shots: int
-) -> tuple[Float[np.ndarray, "seeds steps"], float]:
-    """Return those of runs whose gradients and metrics are measured, and a step's milliseconds.
+    problem: Problem, metric: Any, *, steps: int, shots: int, seconds: list[float]
+) -> Runs:
+    """Return what takes runs whose gradients and metrics are measured to their errors.
 
     Args:
         problem: What is looked for.
         metric: `None` for Adam.
-        rate: The learning rate.
-        seeds: Of the starts.
         steps: Of each run.
         shots: Of each circuit.
+        seconds: Are appended, those of each step.
     """
-    exact, tx = jax.jit(jax.vmap(_qnode(problem, "default.qubit"))), optimizer(metric, rate)
+    exact = jax.jit(jax.vmap(_qnode(problem, "default.qubit")))
     qnode = _qnode(problem, "lightning.qubit", shots)
 
     @nnx.jit
-    def step(layer: QuantumLayer, state: Any) -> Any:
+    def step(layer: QuantumLayer, state: Any, rate: Array) -> Any:
         gradients = nnx.grad(lambda layer: layer(jnp.zeros(1)))(layer)
         params = nnx.to_pure_dict(nnx.state(layer, nnx.Param))
-        updates, state = tx.update(nnx.to_pure_dict(gradients), state, params)
+        updates, state = optimizer(metric, rate).update(nnx.to_pure_dict(gradients), state, params)
         nnx.update(layer, optax.apply_updates(params, updates))
         return state
 
-    found, seconds = [], []
-    for seed in seeds:
+    def run(rate: float, seed: int) -> np.ndarray:
         weights = problem.start(seed)
         layer = QuantumLayer(
             qnode,
@@ -399,14 +399,18 @@ def measured_errors(
             weight_init={"weights": weights},
             rngs=nnx.Rngs(seed, shots=seed),
         )
-        state, passed = tx.init({"weights": jnp.asarray(weights)}), []
+        state, passed = optimizer(metric, rate).init({"weights": jnp.asarray(weights)}), []
         for _ in range(steps):
             passed.append(nnx.to_pure_dict(nnx.state(layer, nnx.Param))["weights"])
             began = time.perf_counter()
-            state = jax.block_until_ready(step(layer, state))
+            state = jax.block_until_ready(step(layer, state, jnp.array(rate)))
             seconds.append(time.perf_counter() - began)
-        found.append(np.asarray(exact(jnp.stack(passed))))
-    return np.stack(found) / -problem.ground + 1, 1000 * float(np.median(seconds))
+        return np.asarray(exact(jnp.stack(passed)))
+
+    def runs(rates: Sequence[float], seeds: Sequence[int]) -> np.ndarray:
+        return np.stack([*map(run, rates, seeds)]) / -problem.ground + 1
+
+    return runs
 
 
 def executions(problem: Problem, metric: Any, shots: int) -> int:
@@ -445,20 +449,17 @@ def reached(found: Float[np.ndarray, "seeds steps"]) -> dict[str, Any]:
     return report
 
 
-def tuned(run: Callable[[float, Sequence[int]], np.ndarray], seeds: int) -> float:
+def tuned(runs: Runs, seeds: int) -> float:
     """Return the learning rate that comes nearest soonest: the lowest mean log of the error.
 
     Args:
-        run: From a rate and seeds to errors.
+        runs: From rates and seeds, one of each a run, to errors.
         seeds: How many are tried.
     """
-    tried = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + seeds)
-
-    def score(rate: float) -> float:
-        found = np.nan_to_num(run(rate, tried), nan=1.0, posinf=1.0)
-        return float(np.mean(np.log(np.clip(found, 1e-5, None))))
-
-    return min(RATES, key=score)
+    tried = [(rate, FIRST_TUNING_SEED + i) for rate in RATES for i in range(seeds)]
+    found = np.nan_to_num(runs(*zip(*tried, strict=True)), nan=1.0, posinf=1.0)
+    scores = np.log(np.clip(found, 1e-5, None)).reshape(len(RATES), -1).mean(1)
+    return RATES[int(np.argmin(scores))]
 
 
 def tables(report: Mapping[str, Any]) -> list[reporting.Table]:
@@ -553,11 +554,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         whole = qsgd.FubiniStudy(_qnode(problem, "default.qubit"))
         arms = {}
         for arm, metric in (("adam", None), ("natural, whole", whole)):
-            run = functools.partial(errors, problem, metric, steps=args.steps)
-            rate = tuned(run, args.tuning_seeds)
+            runs = errors(problem, metric, steps=args.steps)
+            rate = tuned(runs, args.tuning_seeds)
             arms[arm] = {
                 "rate": rate,
-                "reached": reached(run(rate, range(args.seeds))),
+                "reached": reached(runs([rate] * args.seeds, range(args.seeds))),
                 "step_ms": step_ms[arm],
             }
         store("exact", {"problem": problem.name, "n_qubits": problem.n_qubits, "arms": arms})
@@ -567,16 +568,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         block = qsgd.FubiniStudy(qnode, "block-diag", decay=0.9)
         arms = {}
         for arm, metric in (("adam", None), ("natural, block-diag", block)):
-            run = functools.partial(
-                measured_errors, problem, metric, steps=args.steps, shots=args.shots
+            seconds: list[float] = []
+            runs = measured_errors(
+                problem, metric, steps=args.steps, shots=args.shots, seconds=seconds
             )
-            rate = tuned(lambda *x, run=run: run(*x)[0], args.tuning_seeds)
-            found, milliseconds = run(rate, range(args.seeds))
+            rate = tuned(runs, args.tuning_seeds)
             arms[arm] = {
                 "rate": rate,
-                "reached": reached(found),
+                "reached": reached(runs([rate] * args.seeds, range(args.seeds))),
                 "executions": executions(problem, metric, args.shots),
-                "step_ms": {"lightning.qubit": milliseconds},
+                "step_ms": {"lightning.qubit": 1000 * float(np.median(seconds))},
             }
         store("measured", {"problem": name, "n_qubits": min(args.qubits), "arms": arms})
     for table in tables(report):

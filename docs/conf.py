@@ -20,6 +20,9 @@ default_role = "code"  # of names between single backticks
 html_theme = "furo"
 html_title = "qsgd_jax"
 html_static_path = []
+html_show_search_summary = (
+    False  # it fetches pages, which a browser refuses to one read from a disk
+)
 
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
