@@ -87,6 +87,7 @@ device-matrix: .devices/installed ## Check PennyLane devices, plugins of hardwar
 	.devices/bin/python -m benchmarks.device_matrix
 
 docs: .venv/docs ## Build the site, docs/_build/html/index.html, and follow its links; its tutorials run.
+	rm -rf docs/_build # so that all tutorials run, and no page stays that is there no more
 	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
 	$(BIN)/pytest tests/test_site.py -m site -k link
 

@@ -7,6 +7,7 @@ import shlex
 import tomllib
 
 import pytest
+import yaml
 
 import qsgd_jax as qsgd
 from benchmarks import pages
@@ -16,6 +17,12 @@ from tests import documents
 PAGE = "Before.\n\n<!-- table: step_time/step_time.json 0 -->\n<!-- end of table -->\n\nAfter.\n"
 README = documents.ROOT / "README.md"
 WORKFLOW = documents.ROOT / ".github" / "workflows" / "test.yml"
+CI = documents.ROOT / ".ci" / "run"
+YAML = [
+    *sorted((documents.ROOT / ".github").rglob("*.yml")),
+    documents.ROOT / ".pre-commit-config.yaml",
+    documents.ROOT / "CITATION.cff",
+]
 MAKEFILE = (documents.ROOT / "Makefile").read_text()
 PROJECT = tomllib.loads((documents.ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -89,11 +96,17 @@ def test_the_commands_of_a_page_can_be_typed(page, monkeypatch):
 
 
 def test_the_workflow_calls_targets_of_the_makefile():
-    lists = re.findall(r"target: \[(.+)\]", WORKFLOW.read_text())
-    targets = ", ".join(lists).split(", ")
-    assert len(lists) == 2 and {"test", "docs-test", "test-lowest"} <= set(targets)
+    jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"].values()
+    targets = {x for job in jobs for x in job["strategy"]["matrix"]["target"]}
+    (own,) = re.findall("^for target in (.+); do", CI.read_text(), re.MULTILINE)
+    assert set(own.split()) - {"docs"} <= targets and "docs-test" in targets  # which builds it
     for target in targets:
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("path", YAML, ids=documents.name)
+def test_files_for_the_host_are_yaml(path):
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
 
 
 def test_the_readme_has_commands():

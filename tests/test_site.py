@@ -5,10 +5,12 @@ chromium-driver.
 """
 
 import contextlib
+import re
 import shutil
 import urllib.parse
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.site
@@ -19,15 +21,19 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 DESK = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
 # What a page shows; a formula stands in `.math` until MathJax has set it.
 LOOK = """
-const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 const formulas = [...document.querySelectorAll(".math")];
+const images = [...document.querySelectorAll("article img")];
+const cells = [...document.querySelectorAll(".cell")];
+const shown = x => x.getClientRects().length;
 return {
-  sideways: wide,
+  sideways: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   unset: formulas.filter(x => !x.querySelector("mjx-container")).map(x => x.textContent),
   wrong: [...document.querySelectorAll("mjx-merror, .problematic")].map(x => x.textContent),
   formulas: formulas.length,
-  images: [...document.images].filter(x => x.getClientRects().length && !x.naturalWidth)
-    .map(x => x.src),
+  blank: images.filter(x => shown(x) && !x.naturalWidth).map(x => x.src),
+  unnamed: images.filter(x => !x.alt || /[.](png|svg)$/.test(x.alt)).map(x => x.src),
+  images: images.filter(shown).length,
+  outputs: cells.filter(x => x.querySelector(".cell_output")).length,
 };
 """
 READY = "return window.MathJax?.startup?.promise?.then(() => true) ?? true"
@@ -44,7 +50,7 @@ def browser():
     from selenium import webdriver  # pyright: ignore[reportMissingImports]
 
     options, driver = webdriver.ChromeOptions(), shutil.which("chromedriver")
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    options.binary_location = shutil.which("chromium") or shutil.which("chromium-browser") or ""
     assert driver and options.binary_location, (
         "Chromium is missing: on Debian, apt-get install chromium chromium-driver"
     )
@@ -81,24 +87,28 @@ def seen(browser):
     found = {}
     for page in _pages():
         name = page.relative_to(SITE).as_posix()
-        facts = browser.open(page)
-        facts["complaints"] = browser.complaints()
-        browser.driver.save_screenshot(SCREENSHOTS / f"{name.replace('/', '-')}.png")
-        facts["phone"] = browser.open(page, screen=PHONE)["sideways"]
-        browser.driver.save_screenshot(SCREENSHOTS / f"{name.replace('/', '-')}-phone.png")
-        browser.complaints()
-        found[name] = facts
+        for kind, screen in (("desk", DESK), ("phone", PHONE)):
+            found[name, kind] = browser.open(page, screen=screen)
+            found[name, kind]["complaints"] = browser.complaints()
+            picture = SCREENSHOTS / f"{name.replace('/', '-')}-{kind}.png"
+            browser.driver.save_screenshot(picture)
     return found
 
 
-@pytest.mark.parametrize("kind", ["complaints", "images", "unset", "wrong", "sideways", "phone"])
+@pytest.mark.parametrize("kind", ["complaints", "blank", "unnamed", "unset", "wrong", "sideways"])
 def test_no_page_has_a_fault(seen, kind):
-    assert {name: facts[kind] for name, facts in seen.items() if facts[kind]} == {}
+    assert {place: facts[kind] for place, facts in seen.items() if facts[kind]} == {}
 
 
-def test_formulas_stand_where_the_prose_has_them(seen):
+def test_formulas_pictures_and_outputs_stand_where_the_prose_has_them(seen):
     for name in ("how_it_works.html", "reference.html", "weighing.html"):
-        assert seen[name]["formulas"], name
+        assert seen[name, "desk"]["formulas"], name
+    tutorials = [name for name, kind in seen if name.startswith("tutorials/") and kind == "desk"]
+    assert len(tutorials) == 5
+    for name in ("how_it_works.html", *tutorials):
+        assert seen[name, "desk"]["images"], name
+    for name in tutorials:
+        assert seen[name, "desk"]["outputs"] >= 2, name
 
 
 def test_every_link_leads_to_a_page_and_an_anchor():
@@ -116,28 +126,41 @@ def test_every_link_leads_to_a_page_and_an_anchor():
                 continue
             path, anchor = urllib.parse.unquote(url.path), urllib.parse.unquote(url.fragment)
             target = (page.parent / path).resolve() if path else page
-            followed += 1
-            if not target.exists() or (anchor and anchor not in anchors.get(target, {anchor})):
+            followed += link.find_parent("article") is not None
+            inside = target.is_relative_to(SITE) and target.is_file()
+            if not inside or (anchor and anchor not in anchors.get(target, ())):
                 broken.append((page.relative_to(SITE).as_posix(), link["href"]))
-    assert not broken and followed > 1000
+    assert not broken and followed > 100
 
 
-@pytest.mark.parametrize("word", ["Surrogate", "natural gradient", "QuantumLayer"])
-def test_the_search_finds(browser, word):
+@pytest.mark.parametrize(
+    "word, page",
+    [("Surrogate", "reference"), ("natural gradient", "hybrid"), ("QuantumLayer", "reference")],
+)
+def test_the_search_finds(browser, word, page):
     from selenium.webdriver.support.ui import WebDriverWait  # pyright: ignore[reportMissingImports]
 
     browser.open(SITE / "search.html", f"?q={urllib.parse.quote(word)}")
-    results = "return [...document.querySelectorAll('#search-results li a')].map(x => x.href)"
-    found = WebDriverWait(browser.driver, 20).until(lambda driver: driver.execute_script(results))
-    assert any("reference.html" in x or "tutorials" in x for x in found), found
+    result = f"return !!document.querySelector('#search-results li a[href*=\"{page}.html\"]')"
+    assert WebDriverWait(browser.driver, 20).until(lambda driver: driver.execute_script(result))
     assert not browser.complaints()
 
 
-def test_it_is_light_and_dark(browser):
+def test_a_click_makes_it_light_or_dark_and_both_can_be_read(browser):
     browser.open(SITE / "index.html")
-    color = (
-        "document.body.dataset.theme = arguments[0];"
-        "return getComputedStyle(document.body).backgroundColor"
-    )
-    light, dark = (browser.driver.execute_script(color, x) for x in ("light", "dark"))
-    assert (light, dark) == ("rgb(255, 255, 255)", "rgb(19, 20, 22)")
+    colors = """
+    [...document.querySelectorAll(".theme-toggle")].find(x => x.getClientRects().length).click();
+    const style = getComputedStyle(document.body);
+    return [style.color, style.backgroundColor];
+    """
+    seen = {tuple(browser.driver.execute_script(colors)) for _ in range(3)}
+    assert len(seen) == 2
+    for text, background in seen:
+        light, dark = sorted((_luminance(text), _luminance(background)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) > 4.5  # WCAG's contrast
+
+
+def _luminance(color):
+    channels = [int(x) / 255 for x in re.findall(r"\d+", color)[:3]]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in channels]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
