@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ times the median time of a step of that problem.
 
 DAMPING = 1e-3
 PEER = Path(__file__).parent / "peers" / "natural_gradient.py"
+PARTS = ("steps", "exact", "measured")
 TARGETS = (1e-2, 1e-3)
 RATES = (0.03, 0.1, 0.3, 1.0)
 FIRST_TUNING_SEED = 1000
@@ -508,6 +510,51 @@ def _how_soon(found: Mapping[str, Any], arm: Mapping[str, Any], seeds: int) -> l
     return [shown, f"{found['seeds']} of {seeds}", *seconds]
 
 
+def exact_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield what exact runs came to, problem by problem.
+
+    Args:
+        args: Of the command line.
+    """
+    problems = [problem(n) for n in args.qubits for problem in PROBLEMS.values()]
+    times = [step_times(x, args.devices, args.rounds) for x in problems]  # while nothing else runs
+    for problem, step_ms in zip(tqdm(problems, desc="exact"), times, strict=True):
+        whole = qsgd.FubiniStudy(_qnode(problem, "default.qubit"))
+        arms = {}
+        for arm, metric in (("adam", None), ("natural, whole", whole)):
+            runs = errors(problem, metric, steps=args.steps)
+            arms[arm] = _tuned_and_run(runs, args) | {"step_ms": step_ms[arm]}
+        yield {"problem": problem.name, "n_qubits": problem.n_qubits, "arms": arms}
+
+
+def measured_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield what runs in shots came to, problem by problem, of the smallest size.
+
+    Args:
+        args: Of the command line.
+    """
+    for name in tqdm(PROBLEMS, desc="measured"):
+        problem = PROBLEMS[name](min(args.qubits))
+        qnode = _qnode(problem, "lightning.qubit", args.shots)
+        block = qsgd.FubiniStudy(qnode, "block-diag", decay=0.9)
+        arms = {}
+        for arm, metric in (("adam", None), ("natural, block-diag", block)):
+            seconds: list[float] = []
+            runs = measured_errors(
+                problem, metric, steps=args.steps, shots=args.shots, seconds=seconds
+            )
+            arms[arm] = _tuned_and_run(runs, args) | {
+                "executions": executions(problem, metric, args.shots),
+                "step_ms": {"lightning.qubit": 1000 * float(np.median(seconds))},
+            }
+        yield {"problem": name, "n_qubits": min(args.qubits), "arms": arms}
+
+
+def _tuned_and_run(runs: Runs, args: argparse.Namespace) -> dict[str, Any]:
+    rate = tuned(runs, args.tuning_seeds)
+    return {"rate": rate, "reached": reached(runs([rate] * args.seeds, range(args.seeds)))}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -516,6 +563,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is run (default: all)")
     add("--devices", nargs="+", default=("default.qubit", "lightning.qubit"), metavar="NAME")
     add("--timed-qubits", nargs="+", type=positive(int), default=(4, 8), metavar="N")
     add("--qubits", nargs="+", type=positive(int), default=(4, 8, 12), metavar="N")
@@ -542,44 +590,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         report[key].append(row)
         reporting.write_json(args.output / "natural_gradient.json", report)
 
-    for device in args.devices:
-        for n_qubits in args.timed_qubits:
+    if "steps" in args.parts:
+        for device, n_qubits in itertools.product(args.devices, args.timed_qubits):
             arms = timed(device, n_qubits, args.depth, args.python, args.rounds)
             parameters = 2 * n_qubits * args.depth
             row = {"device": device, "n_qubits": n_qubits, "parameters": parameters, "arms": arms}
             store("steps", row)
-    problems = [problem(n) for n in args.qubits for problem in PROBLEMS.values()]
-    times = [step_times(x, args.devices, args.rounds) for x in problems]  # while nothing else runs
-    for problem, step_ms in zip(tqdm(problems, desc="exact"), times, strict=True):
-        whole = qsgd.FubiniStudy(_qnode(problem, "default.qubit"))
-        arms = {}
-        for arm, metric in (("adam", None), ("natural, whole", whole)):
-            runs = errors(problem, metric, steps=args.steps)
-            rate = tuned(runs, args.tuning_seeds)
-            arms[arm] = {
-                "rate": rate,
-                "reached": reached(runs([rate] * args.seeds, range(args.seeds))),
-                "step_ms": step_ms[arm],
-            }
-        store("exact", {"problem": problem.name, "n_qubits": problem.n_qubits, "arms": arms})
-    for name in tqdm(PROBLEMS, desc="measured"):
-        problem = PROBLEMS[name](min(args.qubits))
-        qnode = _qnode(problem, "lightning.qubit", args.shots)
-        block = qsgd.FubiniStudy(qnode, "block-diag", decay=0.9)
-        arms = {}
-        for arm, metric in (("adam", None), ("natural, block-diag", block)):
-            seconds: list[float] = []
-            runs = measured_errors(
-                problem, metric, steps=args.steps, shots=args.shots, seconds=seconds
-            )
-            rate = tuned(runs, args.tuning_seeds)
-            arms[arm] = {
-                "rate": rate,
-                "reached": reached(runs([rate] * args.seeds, range(args.seeds))),
-                "executions": executions(problem, metric, args.shots),
-                "step_ms": {"lightning.qubit": 1000 * float(np.median(seconds))},
-            }
-        store("measured", {"problem": name, "n_qubits": min(args.qubits), "arms": arms})
+    if "exact" in args.parts:
+        for row in exact_rows(args):
+            store("exact", row)
+    if "measured" in args.parts:
+        for row in measured_rows(args):
+            store("measured", row)
     for table in tables(report):
         table.print()
 
