@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -155,6 +156,12 @@ def test_device_and_shots_replace_those_of_the_qnode():
     assert other.standard_errors.max() < measured.standard_errors.max() / 10
     sigma = qsgd.probe(qnode, n_inputs=3, degree=2, target_standard_error=0.02)
     assert sigma.shots == 2500
+    with pytest.warns(qml.exceptions.PennyLaneDeprecationWarning, match="shots"):
+        opened = qml.device("lightning.qubit", wires=3, shots=700)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PennyLane's: the QNode's are others
+        own = [qsgd.probe(qnode, n_inputs=3, degree=2, device=opened, shots=x) for x in (None, 90)]
+    assert [x.shots for x in own] == [700, 90]
     device = qml.device("default.qubit", wires=["a"])
     labelled = qml.QNode(lambda x: qml.expval(qml.Z("a")), device)
     assert (
@@ -211,8 +218,7 @@ def test_a_traced_argument_makes_a_traced_surrogate_that_differentiates(jitted):
 
 
 QNODE = qml.QNode(_by_rotations, qml.device("default.qubit", wires=3))
-
-
+TWO_ARGUMENTS = qml.QNode(lambda first, second: qml.expval(qml.Z(0)), QNODE.device)
 FUNCTION = {"circuit": np.sin, "n_inputs": 1, "degree": 1}
 OF_QNODE = {"circuit": QNODE, "n_inputs": 3, "degree": 2}
 
@@ -241,6 +247,8 @@ OF_QNODE = {"circuit": QNODE, "n_inputs": 3, "degree": 2}
         (OF_QNODE | {"device": 3}, TypeError, "device=3"),
         (OF_QNODE | {"device": "default.qutrit"}, ValueError, "'default.qutrit' refuses"),
         (OF_QNODE | {"circuit": qml.set_shots(QNODE, (5, 5))}, ValueError, "vector of shots"),
+        (OF_QNODE | {"n_inputs": 2}, ValueError, r"fails .* shape \(2,\), as n_inputs="),
+        (OF_QNODE | {"circuit": TWO_ARGUMENTS}, ValueError, r"array of shape \(3,\).* 'second'"),
         (FUNCTION | {"circuit": 3}, TypeError, "circuit=3"),
         (FUNCTION | {"device": "default.qubit"}, ValueError, "device='default.qubit'"),
         (FUNCTION | {"circuit": lambda x: "?"}, ValueError, r"answers '\?'"),

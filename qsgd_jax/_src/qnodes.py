@@ -59,13 +59,14 @@ def call_of(circuit: Any) -> Call:
 
 def on_device(call: Call, device: Any, shots: int | None, n_inputs: int) -> Call:
     """The same QNode on another device, with other shots, where they are given."""
-    qnode = call.function
+    qnode, chosen = call.function, shots
     if device is not None:
         wires = qnode.device.wires
         opened = open_device(device, n_inputs if wires is None else len(wires), wires)
         qnode = qnode.update(device=opened)
-    if shots is not None:
-        qnode = qml.set_shots(qnode, shots=shots)
+        chosen = shots or tuple(opened.shots) or None  # those that the device was opened with
+    if chosen is not None:
+        qnode = qml.set_shots(qnode, shots=chosen)
     return call._replace(function=qnode)
 
 
@@ -111,7 +112,13 @@ def _tapes(call: Call, settings: list[np.ndarray]) -> tuple[list[Any], list[tupl
     build = qml.workflow.construct_batch(call.function, level="user")
     tapes, recipes = [], []
     for setting in settings:
-        batch, recipe = build(*call.arguments, setting, **call.keywords)
+        try:
+            batch, recipe = build(*call.arguments, setting, **call.keywords)
+        except (IndexError, TypeError) as error:
+            raise ValueError(
+                f"{call.name} fails with its inputs in one array of shape {np.shape(setting)}, as "
+                f"n_inputs= has it: {error}"
+            ) from error
         tapes += batch
         recipes.append((len(batch), recipe))
     return tapes, recipes
