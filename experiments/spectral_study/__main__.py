@@ -62,8 +62,8 @@ TASKS = {
         Task("sources", 1000, RATES),
         Task("hwu64", 1000, RATES),
         Task("stories-wikitext", 200, FINE_TUNING_RATES),
-        Task("clinc-domains", 1400, RATES, shares=(), seeds=10),
-        Task("stories", 200, FINE_TUNING_RATES, shares=(), seeds=10),
+        Task("clinc-domains", 1400, RATES, shares=()),
+        Task("stories", 200, FINE_TUNING_RATES, shares=()),
         Task("wikitext-wide", 1000, RATES, seeds=5, like="wikitext"),
         Task("wikitext-long", 5000, RATES, seeds=5, like="wikitext"),
     )
