@@ -62,7 +62,7 @@ def check(device: Any, name: str, shots: int | None) -> dict[str, Any]:
     exact = qsgd.spectral_cascade(name)
     theta = np.arcsin(SIGMA) / math.pi
     differences = []
-    for stage, angles in dict(zip(cascade.stages, _angles(exact), strict=True)).items():
+    for stage, angles in dict(zip(cascade.stages, angles_of(exact), strict=True)).items():
         circuit = qml.set_shots(qsgd.spectral_circuit(angles, device), shots=shots)
         direct = np.array([float(circuit([x])) for x in theta])
         found = np.asarray(stage.evaluate([theta])[0], np.float64)
@@ -81,8 +81,12 @@ def check(device: Any, name: str, shots: int | None) -> dict[str, Any]:
     }
 
 
-def _angles(cascade: qsgd.SpectralCascade) -> list[np.ndarray]:
-    """Those of each circuit, from the polynomial that it answers with."""
+def angles_of(cascade: qsgd.SpectralCascade) -> list[np.ndarray]:
+    """Return the angles of each circuit, from the polynomial that it answers with.
+
+    Args:
+        cascade: An exact one.
+    """
     found = []
     for odd in cascade.polynomials:
         coefficients = np.zeros(2 * len(odd))

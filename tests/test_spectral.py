@@ -340,6 +340,21 @@ def test_a_loss_differentiates_in_the_angles(jitted, device):
         assert float(found[j]) == pytest.approx(float(difference), rel=2e-2, abs=1e-2)
 
 
+def test_a_loss_differentiates_in_a_scale():
+    gradient = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+    muon = qsgd.spectral_cascade("muon", stages=2)
+
+    def loss(scale):
+        cascade = qsgd.spectral_cascade(muon.stages, input_scales=(1.0, scale))
+        optimizer: Any = qsgd.scale_by_spectral_superposition(cascade)
+        step, _ = optimizer.update(gradient, optimizer.init(gradient))
+        return jnp.sum(step * jnp.arange(12.0).reshape(3, 4))
+
+    difference = (loss(1.501) - loss(1.499)) / 2e-3
+    for derivative in (jax.grad(loss), jax.jit(jax.grad(loss))):
+        assert float(derivative(1.5)) == pytest.approx(float(difference), rel=2e-2)
+
+
 def test_stacks_train_as_single_matrices():
     rng = np.random.default_rng(4)
     stack = jnp.asarray(rng.normal(size=(3, 5, 6)), jnp.float32)

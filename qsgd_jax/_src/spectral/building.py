@@ -42,7 +42,7 @@ def spectral_cascade(
         as well as five; a sequence of odd polynomials, each by its coefficients of σ, σ³, … or one
         of `numpy.polynomial`; or of surrogates of one input θ with σ = sin(2πθ / period), a
         user's own stages. By default `"polar-express"`.
-      angles: instead, the angles of each circuit, which may be traced.
+      angles: instead, the angles of each circuit. They, and the scales, may be traced.
       stages: of a name, how many; by default 5 and 3.
       input_scales: i, of angles or surrogates; by default 1, then how far the stage before reaches.
       output_scales: o, of angles or surrogates; by default 1.

@@ -222,11 +222,8 @@ def check_descent(cascade: SpectralCascade) -> None:
 
 def one_for_each_stage(name: str, values: Any) -> tuple[Any, ...]:
     """A sequence as a tuple, its numbers as Python's."""
-    if (
-        not isinstance(values, Iterable)
-        or isinstance(values, str)
-        or np.ndim(cast(Any, values)) > 1
-    ):
+    listed = isinstance(values, Iterable) and not isinstance(values, str)
+    if not listed or any(np.ndim(x) for x in cast(Any, values) if not isinstance(x, Surrogate)):
         raise TypeError(f"{name}={values!r} must be a sequence, one for each stage.")
     return tuple(map(_plain, cast(Any, values)))
 
