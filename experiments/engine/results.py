@@ -166,3 +166,13 @@ def diverged(result: Result) -> bool:
     """
     curve = result["validation"]
     return None in curve or None in result["train"] or curve[-1] > curve[0]
+
+
+def note_provenance(path: Path) -> None:
+    """Say by which code and where runs were made, each time.
+
+    Args:
+        path: A JSON file, to which it is added.
+    """
+    known = json.loads(path.read_text())["runs"] if path.exists() else []
+    reporting.write_json(path, {"runs": [*known, reporting.provenance()]})

@@ -99,8 +99,10 @@ class Bench:
             name: jnp.reshape(jnp.array([job.hyper[name] for job in filled], jnp.float32), shape)
             for name in jobs[0].hyper
         }
-        # For what an optimizer draws itself.
-        hyper["seed"] = jnp.reshape(jnp.array([job.seed for job in filled], jnp.int32), shape)
+        # For what an optimizer draws itself, and what it changes along the run.
+        for name in ("seed", "steps"):
+            values = jnp.array([getattr(job, name) for job in filled], jnp.int32)
+            hyper[name] = jnp.reshape(values, shape)
         keys = jnp.stack([jax.random.key(job.seed) for job in filled]).reshape(shape)
         # What is real of the data does not depend on a key.
         data = workload.data(jax.random.key(jobs[0].seed))

@@ -39,6 +39,7 @@ from experiments.engine.results import (
     Job,
     Result,
     Results,
+    note_provenance,
     read_results,
     write_compressed,
 )
@@ -134,7 +135,7 @@ def _run(args: argparse.Namespace) -> None:
         print_cost(PLAN, tasks, bench)
         return
     args.output.mkdir(parents=True, exist_ok=True)
-    _note_provenance(args.output)
+    note_provenance(args.output / "provenance.json")
     results = Results(args.output / "results.jsonl")
 
     def run(jobs: Iterable[Job], label: str) -> list[Result]:
@@ -241,13 +242,6 @@ def _report(folder: Path, path: Path) -> None:
 def _open(folder: Path, name: str, split: SplitName) -> Workload:
     # A longer run is another task of the same workload.
     return WORKLOADS[name](folder, split)
-
-
-def _note_provenance(output: Path) -> None:
-    """Say by which code and where it was run, each time."""
-    file = output / "provenance.json"
-    known = json.loads(file.read_text())["runs"] if file.exists() else []
-    reporting.write_json(file, {"runs": [*known, reporting.provenance()]})
 
 
 def print_cost(plan: Plan, tasks: Sequence[Task], bench: Bench) -> None:

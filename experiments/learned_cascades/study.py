@@ -1,0 +1,223 @@
+"""What is run: learning, the choice among what was learned, and held-out tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from experiments.engine.contender import Hyper
+from experiments.engine.plan import FIRST_TUNING_SEED, best_trial
+from experiments.engine.results import Result
+from experiments.engine.runner import Bench
+from experiments.engine.statistics import curves_of
+from experiments.learned_cascades import learning
+from experiments.learned_cascades.cascades import EARLY, FIXED, FORMS, LATE, start
+from experiments.spectral_study.arms import FINE_TUNING_RATES, RATES, SPECTRAL
+from experiments.spectral_study.plan import Run, Task, at_best_rates
+
+# Looked at: some learn, the others choose among what was learned.
+LEARN = tuple(
+    Task(name, 300, RATES, shares=())
+    for name in (
+        "teacher-mlp",
+        "regression-mlp",
+        "markov-transformer",
+        "topics-transformer",
+        "characters",
+        "word-problems",
+    )
+)
+CHOOSE = (
+    *(
+        Task(name, 600, RATES, shares=())
+        for name in ("clean-teacher-mlp", "reversal-transformer", "recall-transformer")
+    ),
+    Task("characters", 1000, RATES, shares=()),
+    Task("word-problems", 1000, RATES, shares=()),
+)
+FINAL = (
+    Task("wikitext", 1000, RATES, shares=(0.9,)),
+    Task("sources", 1000, RATES, shares=(0.9,)),
+    Task("hwu64", 1000, RATES, shares=(0.9,)),
+    Task("stories-wikitext", 200, FINE_TUNING_RATES, shares=(0.9,)),
+)
+SEEDS = (0, 1)  # of each way of learning
+LEARNING_RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
+GENERATIONS, POPULATION, FIRST_GENERATION = 30, 10, 2000
+ITERATIONS, UNROLLED = 60, 100
+REST = {"weight_decay": 0.01, "warmup": 0.1, "beta": 0.9}
+HAND_SET = "hand-set"
+
+Learned = Mapping[str, Hyper]
+Rests = Mapping[str, Hyper]  # the other hyperparameters, by task
+Way = Callable[[Rests, Run, Bench], Hyper]
+
+
+def hand_set() -> Hyper:
+    """Return the numbers of Polar Express."""
+    return start(fill=0.0)
+
+
+def form_of(numbers: Hyper) -> str:
+    """Return whether numbers are of one cascade or of a course."""
+    return FORMS["course" if LATE[0] in numbers else FIXED].name
+
+
+def line(name: str, numbers: Hyper, rest: Hyper) -> Result:
+    """Return what `Task.job` takes of a result.
+
+    Args:
+        name: What the cascade is called.
+        numbers: The cascade.
+        rest: The other hyperparameters.
+    """
+    form = FORMS[form_of(numbers)]
+    return {
+        "contender": form.name,
+        "settings": form.settings,
+        "trial": name,
+        "hyper": {**rest, **numbers},
+    }
+
+
+def without_numbers(hyper: Hyper) -> Hyper:
+    """Return the hyperparameters that are not the cascade's."""
+    return {name: value for name, value in hyper.items() if name not in EARLY + LATE}
+
+
+def tuned(tasks: Iterable[Task], run: Run) -> Rests:
+    """Return the other hyperparameters of each task, at the hand-set cascade's best learning rate.
+
+    Args:
+        tasks: The tasks.
+        run: From jobs and what to call them to their results.
+    """
+    found = {}
+    for task in tasks:
+        lines = [
+            line(f"rate {rate}", hand_set(), REST | {"learning_rate": rate})
+            for rate in LEARNING_RATES
+        ]
+        jobs = [task.job("tuning", x, seed=FIRST_TUNING_SEED + i) for x in lines for i in range(2)]
+        best = best_trial(run(jobs, f"{task.name}: hand-set"))
+        found[task.name] = without_numbers(best["hyper"])
+    return found
+
+
+def evolved(form: str, seed: int, rests: Rests, run: Run, bench: Bench) -> Hyper:
+    """Return what evolution learns on all tasks, at fixed learning rates.
+
+    Args:
+        form: `"fixed"` or `"course"`.
+        seed: Of the search.
+        rests: From `tuned`.
+        run: From jobs and what to call them to their results.
+        bench: Not needed.
+    """
+
+    def score(candidates: list[Hyper], generation: int) -> list[float]:
+        jobs = [
+            task.job(
+                "tuning",
+                line(f"{form} {seed}, {generation}.{i}", numbers, rests[task.name]),
+                seed=FIRST_GENERATION + generation,
+            )
+            for i, numbers in enumerate(candidates)
+            for task in LEARN
+        ]
+        losses = [log_loss(result) for result in run(jobs, f"generation {generation}")]
+        return np.mean(np.reshape(losses, (len(candidates), -1)), axis=1).tolist()
+
+    return learning.evolve(form, score, seed=seed, generations=GENERATIONS, population=POPULATION)
+
+
+def descended(form: str, seed: int, rests: Rests, run: Run, bench: Bench) -> Hyper:
+    """Return what hypergradients learn.
+
+    Args:
+        form: `"fixed"` or `"course"`.
+        seed: Of the trainings.
+        rests: From `tuned`.
+        run: Not needed.
+        bench: Has the tasks.
+    """
+    tasks = [(bench.workload(task.name, "validation"), rests[task.name]) for task in LEARN]
+    return learning.descend(FORMS[form], tasks, seed=seed, iterations=ITERATIONS, steps=UNROLLED)
+
+
+# Every way of learning, by its name.
+WAYS: dict[str, Way] = {
+    f"{form}, {way.__name__}, seed {seed}": partial(way, form, seed)
+    for form in FORMS
+    for way in (evolved, descended)
+    for seed in SEEDS
+}
+
+
+def log_loss(result: Result) -> float:
+    """Return the logarithm of a run's final loss, the untrained model's where not finite."""
+    return float(np.log(curves_of([result])[0, -1]))
+
+
+def scores(learned: Learned, run: Run) -> dict[str, dict[str, float]]:
+    """Return by cascade and task the mean logarithm of the ratio of its loss to the hand-set one's.
+
+    Each at the best of half, once and twice the hand-set cascade's learning rate; three seeds.
+
+    Args:
+        learned: By name.
+        run: From jobs and what to call them to their results.
+    """
+    cascades = {HAND_SET: hand_set(), **learned}
+    found: dict[str, dict[str, float]] = {name: {} for name in learned}
+    for task, rest in zip(CHOOSE, tuned(CHOOSE, run).values(), strict=True):
+        lines = {name: line(name, numbers, rest) for name, numbers in cascades.items()}
+        best = at_best_rates(task, lines, run)
+        losses = {}
+        for name, chosen in best.items():
+            jobs = [task.job("tuning", chosen, seed=FIRST_TUNING_SEED + i) for i in range(3)]
+            losses[name] = np.mean([log_loss(x) for x in run(jobs, f"{task.name}: {name}")])
+        for name in learned:
+            found[name][task.name] = float(losses[name] - losses[HAND_SET])
+    return found
+
+
+def best_of(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the cascade of the lowest mean score.
+
+    Args:
+        found: From `scores`.
+    """
+    return min(found, key=lambda name: np.mean(list(found[name].values())))
+
+
+def finals(learned: Learned, tuning: Sequence[Result], run: Run) -> list[Result]:
+    """Run the final seeds of the hand-set cascade and of learned ones, each at its best rate.
+
+    Args:
+        learned: By name.
+        tuning: The spectral study's runs, whose best settings without a second moment are taken.
+        run: From jobs and what to call them to their results.
+    """
+    results = []
+    for task in FINAL:
+        settings = best_trial(
+            [
+                x
+                for x in tuning
+                if (x["phase"], x["workload"], x["contender"]) == ("tuning", task.name, SPECTRAL)
+            ]
+        )
+        cascades = {HAND_SET: hand_set(), **learned}
+        lines = {name: line(name, x, settings["hyper"]) for name, x in cascades.items()}
+        best = at_best_rates(task, lines, run)
+        jobs = [
+            task.job("final", chosen, seed=seed, share=share)
+            for name, chosen in best.items()
+            for share in ((1.0,) if name == HAND_SET else (*task.shares, 1.0))
+            for seed in range(task.seeds)
+        ]
+        results += run(jobs, f"{task.name}: final")
+    return results

@@ -1,0 +1,151 @@
+"""Cascades as numbers, how they are learned, and the study of them."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import qsgd_jax as qsgd
+from experiments.learned_cascades import cascades, figures, learning, study, tables
+from experiments.learned_cascades.cascades import COURSE, EARLY, FIXED, FORMS, LATE
+from experiments.workloads.synthetic import task
+
+SIGMA = np.linspace(0, 1, 101)
+REST = study.REST | {"learning_rate": 0.02}
+
+
+def _moved(seed=0):
+    """Numbers of a course that changes."""
+    rng = np.random.default_rng(seed)
+    return {name: value + 0.1 * rng.normal() for name, value in learning.initial(COURSE).items()}
+
+
+def _updates(contender, numbers, steps=3):
+    optimizer = contender.build(REST | numbers | {"steps": 4}, optax.constant_schedule(0.02))
+    params = {"dense": {"kernel": jnp.ones((3, 4))}, "bias": jnp.ones(4)}
+    state = optimizer.init(params)
+    found = []
+    for i in range(steps):
+        gradients = jax.tree.map(
+            lambda x, i=i: jax.random.normal(jax.random.key(i), x.shape), params
+        )
+        updates, state = jax.jit(optimizer.update)(gradients, state, params)
+        found.append(updates)
+    return found
+
+
+def test_learning_begins_at_the_hand_set_cascade():
+    found = cascades.cascade(study.hand_set()).evaluate(SIGMA)
+    expected = cascades.hand_set().evaluate(SIGMA)
+    np.testing.assert_allclose(found / found[-1], expected / expected[-1], atol=1e-6)
+
+
+def test_a_fill_is_how_much_of_the_next_range_a_stage_takes_up():
+    numbers = study.hand_set() | {"fill_0": 0.5, "fill_1": 0.3}
+    cascade = cascades.cascade(numbers)
+    first, second, third = (
+        lambda x, stage=stage: stage.evaluate([np.arcsin(x) / np.pi])[0] for stage in cascade.stages
+    )
+    expected = third(second(first(SIGMA) / math.exp(0.25)) / math.exp(0.09))
+    np.testing.assert_allclose(cascade.evaluate(SIGMA), expected, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_course_is_a_line_between_two_cascades(share):
+    numbers = _moved()
+    now = {name: numbers[name] + share * numbers[f"late_{name}"] for name in EARLY}
+    np.testing.assert_allclose(
+        cascades.cascade(numbers, share).evaluate(SIGMA),
+        cascades.cascade(now).evaluate(SIGMA),
+        atol=1e-12,
+    )
+
+
+def test_the_forms_step_as_the_package_does_with_their_cascades():
+    hand_set = qsgd.superpositional_muon(
+        0.02, cascades.hand_set(), beta=0.9, weight_decay=0.01, adam_weight_decay=0.01
+    )
+
+    class Direct:
+        build = staticmethod(lambda hyper, schedule: hand_set)
+
+    expected = _updates(Direct, {})
+    still = study.hand_set() | dict.fromkeys(LATE, 0.0)
+    for form, numbers in ((FIXED, study.hand_set()), (COURSE, still)):
+        for one, other in zip(_updates(FORMS[form], numbers), expected, strict=True):
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), one, other)
+    moved = _moved()
+    course = _updates(FORMS[COURSE], moved)
+    third = cascades.cascade(moved, 0.5)  # the third of four steps
+    numbers = {name: moved[name] + 0.5 * moved[f"late_{name}"] for name in EARLY}
+    fixed = _updates(FORMS[FIXED], numbers)
+    kernel = course[2]["dense"]["kernel"]
+    np.testing.assert_allclose(kernel, fixed[2]["dense"]["kernel"], atol=1e-6)
+    assert not np.allclose(kernel, expected[2]["dense"]["kernel"], atol=1e-4)
+    assert third.evaluate([1.0]) == pytest.approx(cascades.cascade(numbers).evaluate([1.0]))
+
+
+def test_evolution_finds_a_planted_cascade():
+    planted = {name: x + 0.1 for name, x in learning.initial(FIXED).items()}
+
+    def score(candidates, generation):
+        return [sum((x[name] - planted[name]) ** 2 for name in planted) for x in candidates]
+
+    found = learning.evolve(FIXED, score, seed=0, generations=60, population=10)
+    assert found == pytest.approx(planted, abs=0.01)
+    assert found == learning.evolve(FIXED, score, seed=0, generations=60, population=10)
+
+
+def test_hypergradients_are_those_of_a_training():
+    value_and_gradient = learning.hypergradient(FORMS[COURSE], task("teacher-mlp"), REST, steps=4)
+    numbers, key = jax.tree.map(jnp.float32, _moved()), jax.random.key(1)
+    loss, found = value_and_gradient(numbers, key)
+    for name in ("angle_0_1", "fill_1", "late_angle_2_0"):
+        step = 0.02
+        up, down = (
+            value_and_gradient(numbers | {name: numbers[name] + change}, key)[0]
+            for change in (step, -step)
+        )
+        assert float(found[name]) == pytest.approx(float(up - down) / (2 * step), rel=0.1, abs=1e-4)
+    assert float(loss) < math.log(3)
+
+
+def _line(phase, workload, trial, seed, loss, steps=1000):
+    return {
+        "phase": phase,
+        "workload": workload,
+        "trial": trial,
+        "seed": seed,
+        "steps": steps,
+        "contender": "muon" if trial == "muon" else FIXED,
+        "validation": [3.0, loss],
+    }
+
+
+def test_tables_compare_the_best_with_the_hand_set_and_with_muon(tmp_path):
+    rng = np.random.default_rng(0)
+    learned = {"a": learning.initial(FIXED), "b": _moved()}
+    scores = {"a": {"x": 0.01, "y": 0.03}, "b": {"x": -0.02, "y": 0.0}}
+    assert study.best_of(scores) == "b"
+    lines, reference = [], []
+    for one in study.FINAL:
+        for seed in range(6):
+            base = 2 + 0.01 * rng.normal()
+            lines.append(_line("final", one.name, "hand-set x 0.5", seed, 1.01 * base, one.horizon))
+            lines.append(_line("final", one.name, "b x 1", seed, base, one.horizon))
+            lines.append(
+                _line("final", one.name, "b x 1", seed, 1.02 * base, round(0.9 * one.horizon))
+            )
+            reference.append(_line("final", one.name, "muon", seed, base / 0.98, one.horizon))
+    text = "\n".join(tables.sections({"scores": scores, "best": "b"}, lines, reference))
+    chosen, held_out = text.split("### On held-out tasks")
+    assert chosen.index("| b |") < chosen.index("| a |") and "| +2.02 % |" in chosen
+    for one in study.FINAL:
+        (row,) = [x for x in held_out.splitlines() if x.startswith(f"| {one.name} |")]
+        assert "-0.99 % [-0.99, -0.99]" in row and "-2.00 %" in row and "-0.04 %" in row
+    for draw in (figures.curves, figures.courses):
+        draw(tmp_path / "figure.png", {"learned": learned})
+        assert (tmp_path / "figure.png").stat().st_size > 10_000
