@@ -21,7 +21,7 @@ def test_cascades_are_compared_on_each_device(tmp_path):
 
 def test_a_probe_that_is_not_its_circuit_s_ends_with_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        spectral_devices, "_angles", lambda cascade: [[0.1, 0.2, 0.3]] * len(cascade.stages)
+        spectral_devices, "angles_of", lambda cascade: [[0.1, 0.2, 0.3]] * len(cascade.stages)
     )
     with pytest.raises(SystemExit, match=r"differ on lightning\.qubit"):
         spectral_devices.main(
