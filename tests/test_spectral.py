@@ -340,6 +340,13 @@ def test_a_loss_differentiates_in_the_angles(jitted, device):
         assert float(found[j]) == pytest.approx(float(difference), rel=2e-2, abs=1e-2)
 
 
+def test_stages_and_scales_may_come_from_generators():
+    muon = qsgd.spectral_cascade("muon", stages=2)
+    parts = (muon.stages, muon.input_scales, muon.output_scales, muon.deviations)
+    again = ANY.SpectralCascade(*((x for x in part) for part in parts))
+    assert again == muon
+
+
 def test_a_loss_differentiates_in_a_scale():
     gradient = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
     muon = qsgd.spectral_cascade("muon", stages=2)

@@ -68,14 +68,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="what is run (default: all)",
     )
     parser.add_argument(
-        "--ways",
-        nargs="+",
-        choices=study.WAYS,
-        default=list(study.WAYS),
-        metavar="NAME",
-        help=f"of learning, some of {', '.join(study.WAYS)}",
-    )
-    parser.add_argument(
         "--output",
         type=Path,
         default=Path("results/learned_cascades"),
@@ -110,9 +102,9 @@ def _run(args: argparse.Namespace) -> None:
 
     if "learn" in args.parts:
         rests = study.tuned(study.LEARN, run)
-        for name in args.ways:
+        for name, learn in study.ways(rests, run, bench).items():
             if name not in found["learned"]:
-                found["learned"][name] = study.WAYS[name](rests, run, bench)
+                found["learned"][name] = learn()
                 reporting.write_json(file, found)
     if "choose" in args.parts:
         found["scores"] = study.scores(found["learned"], run)
@@ -139,3 +131,7 @@ def _report(folder: Path, path: Path) -> None:
 
 def _open(folder: Path, name: str, split: SplitName) -> Workload:
     return REAL[name](folder, split) if name in REAL else task(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,9 +22,6 @@ EARLY = tuple(f"angle_{s}_{j}" for s in range(STAGES) for j in range(ANGLES)) + 
     f"fill_{s}" for s in range(STAGES - 1)
 )
 LATE = tuple(f"late_{name}" for name in EARLY)
-# exp(−x²) of it is 0.96: at 1, the hand-set value, the fill's gradient would be zero.
-FILL = 0.2
-
 Numbers = Mapping[str, Any]
 
 
@@ -33,11 +30,11 @@ def hand_set() -> qsgd.SpectralCascade:
     return qsgd.spectral_cascade("polar-express", stages=STAGES)
 
 
-def start(fill: float = FILL) -> dict[str, float]:
+def start(fill: float = 0.0) -> dict[str, float]:
     """Return the numbers of the hand-set cascade.
 
     Args:
-        fill: Of the stages.
+        fill: x of each stage but the last; 0 is the hand-set one.
     """
     angles = np.concatenate(angles_of(hand_set())).tolist()
     return dict(zip(EARLY, [*angles, *[fill] * (STAGES - 1)], strict=True))

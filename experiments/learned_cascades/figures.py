@@ -11,8 +11,8 @@ import numpy as np
 
 import qsgd_jax as qsgd
 from experiments.engine import report
-from experiments.learned_cascades.cascades import COURSE, cascade
-from experiments.learned_cascades.study import form_of, hand_set
+from experiments.learned_cascades.cascades import COURSE, cascade, hand_set
+from experiments.learned_cascades.study import form_of
 
 SIGMA = np.geomspace(1e-4, 1, 400)
 SHARES = (0.0, 0.5, 1.0)
@@ -26,7 +26,7 @@ def curves(path: Path, found: Mapping[str, Any]) -> None:
         found: What was learned.
     """
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    _draw(panels, cascade(hand_set()), "hand-set", color="black", linewidth=2)
+    _draw(panels, hand_set(), "hand-set", color="black", linewidth=2)
     for name, numbers in found["learned"].items():
         if form_of(numbers) != COURSE:
             _draw(panels, cascade(numbers), name, linewidth=1)
@@ -46,7 +46,7 @@ def courses(path: Path, found: Mapping[str, Any]) -> None:
         len(learned), 2, figsize=(9, 3 * len(learned)), layout="constrained", squeeze=False
     )
     for panels, (name, numbers) in zip(axes, learned.items(), strict=True):
-        _draw(panels, cascade(hand_set()), "hand-set", color="black", linewidth=1)
+        _draw(panels, hand_set(), "hand-set", color="black", linewidth=1)
         for share in SHARES:
             color = plt.get_cmap("viridis")(0.9 * share)
             _draw(panels, cascade(numbers, share), f"after {share:.0%}", color=color)

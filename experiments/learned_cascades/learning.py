@@ -18,18 +18,20 @@ from experiments.learned_cascades.cascades import COURSE, LATE, start
 
 # Of angles, in radians, and fills: the first generation's spread, and Adam's learning rate.
 SPREAD, RATE = 0.1, 0.02
+# exp(−x²) of it is 0.96: at 1, the hand-set value, the fill's gradient would be zero.
+FILL = 0.2
 
 # From a generation's candidates and its number to their losses.
 Score = Callable[[list[Hyper], int], Sequence[float]]
 
 
 def initial(form: str) -> Hyper:
-    """Return the hand-set numbers, which a course keeps from its first step to its last.
+    """Return where learning begins: the hand-set angles, which a course keeps to its last step.
 
     Args:
         form: `"fixed"` or `"course"`.
     """
-    return start() | (dict.fromkeys(LATE, 0.0) if form == COURSE else {})
+    return start(FILL) | (dict.fromkeys(LATE, 0.0) if form == COURSE else {})
 
 
 def evolve(form: str, score: Score, *, seed: int, generations: int, population: int) -> Hyper:

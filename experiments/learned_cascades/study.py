@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -13,7 +14,7 @@ from experiments.engine.results import Result
 from experiments.engine.runner import Bench
 from experiments.engine.statistics import curves_of
 from experiments.learned_cascades import learning
-from experiments.learned_cascades.cascades import EARLY, FIXED, FORMS, LATE, start
+from experiments.learned_cascades.cascades import COURSE, EARLY, FIXED, FORMS, LATE, start
 from experiments.spectral_study.arms import FINE_TUNING_RATES, RATES, SPECTRAL
 from experiments.spectral_study.plan import Run, Task, at_best_rates
 
@@ -52,17 +53,11 @@ HAND_SET = "hand-set"
 
 Learned = Mapping[str, Hyper]
 Rests = Mapping[str, Hyper]  # the other hyperparameters, by task
-Way = Callable[[Rests, Run, Bench], Hyper]
-
-
-def hand_set() -> Hyper:
-    """Return the numbers of Polar Express."""
-    return start(fill=0.0)
 
 
 def form_of(numbers: Hyper) -> str:
     """Return whether numbers are of one cascade or of a course."""
-    return FORMS["course" if LATE[0] in numbers else FIXED].name
+    return COURSE if LATE[0] in numbers else FIXED
 
 
 def line(name: str, numbers: Hyper, rest: Hyper) -> Result:
@@ -97,8 +92,7 @@ def tuned(tasks: Iterable[Task], run: Run) -> Rests:
     found = {}
     for task in tasks:
         lines = [
-            line(f"rate {rate}", hand_set(), REST | {"learning_rate": rate})
-            for rate in LEARNING_RATES
+            line(f"rate {rate}", start(), REST | {"learning_rate": rate}) for rate in LEARNING_RATES
         ]
         jobs = [task.job("tuning", x, seed=FIRST_TUNING_SEED + i) for x in lines for i in range(2)]
         best = best_trial(run(jobs, f"{task.name}: hand-set"))
@@ -106,7 +100,7 @@ def tuned(tasks: Iterable[Task], run: Run) -> Rests:
     return found
 
 
-def evolved(form: str, seed: int, rests: Rests, run: Run, bench: Bench) -> Hyper:
+def evolved(form: str, seed: int, rests: Rests, run: Run) -> Hyper:
     """Return what evolution learns on all tasks, at fixed learning rates.
 
     Args:
@@ -114,7 +108,6 @@ def evolved(form: str, seed: int, rests: Rests, run: Run, bench: Bench) -> Hyper
         seed: Of the search.
         rests: From `tuned`.
         run: From jobs and what to call them to their results.
-        bench: Not needed.
     """
 
     def score(candidates: list[Hyper], generation: int) -> list[float]:
@@ -133,27 +126,32 @@ def evolved(form: str, seed: int, rests: Rests, run: Run, bench: Bench) -> Hyper
     return learning.evolve(form, score, seed=seed, generations=GENERATIONS, population=POPULATION)
 
 
-def descended(form: str, seed: int, rests: Rests, run: Run, bench: Bench) -> Hyper:
+def descended(form: str, seed: int, rests: Rests, bench: Bench) -> Hyper:
     """Return what hypergradients learn.
 
     Args:
         form: `"fixed"` or `"course"`.
         seed: Of the trainings.
         rests: From `tuned`.
-        run: Not needed.
         bench: Has the tasks.
     """
     tasks = [(bench.workload(task.name, "validation"), rests[task.name]) for task in LEARN]
     return learning.descend(FORMS[form], tasks, seed=seed, iterations=ITERATIONS, steps=UNROLLED)
 
 
-# Every way of learning, by its name.
-WAYS: dict[str, Way] = {
-    f"{form}, {way.__name__}, seed {seed}": partial(way, form, seed)
-    for form in FORMS
-    for way in (evolved, descended)
-    for seed in SEEDS
-}
+def ways(rests: Rests, run: Run, bench: Bench) -> dict[str, Callable[[], Hyper]]:
+    """Return every way of learning, by its name.
+
+    Args:
+        rests: From `tuned`.
+        run: From jobs and what to call them to their results.
+        bench: Has the tasks.
+    """
+    found: dict[str, Callable[[], Hyper]] = {}
+    for form, seed in itertools.product(FORMS, SEEDS):
+        found[f"{form}, evolved, seed {seed}"] = partial(evolved, form, seed, rests, run)
+        found[f"{form}, descended, seed {seed}"] = partial(descended, form, seed, rests, bench)
+    return found
 
 
 def log_loss(result: Result) -> float:
@@ -170,7 +168,7 @@ def scores(learned: Learned, run: Run) -> dict[str, dict[str, float]]:
         learned: By name.
         run: From jobs and what to call them to their results.
     """
-    cascades = {HAND_SET: hand_set(), **learned}
+    cascades = {HAND_SET: start(), **learned}
     found: dict[str, dict[str, float]] = {name: {} for name in learned}
     for task, rest in zip(CHOOSE, tuned(CHOOSE, run).values(), strict=True):
         lines = {name: line(name, numbers, rest) for name, numbers in cascades.items()}
@@ -210,7 +208,7 @@ def finals(learned: Learned, tuning: Sequence[Result], run: Run) -> list[Result]
                 if (x["phase"], x["workload"], x["contender"]) == ("tuning", task.name, SPECTRAL)
             ]
         )
-        cascades = {HAND_SET: hand_set(), **learned}
+        cascades = {HAND_SET: start(), **learned}
         lines = {name: line(name, x, settings["hyper"]) for name, x in cascades.items()}
         best = at_best_rates(task, lines, run)
         jobs = [

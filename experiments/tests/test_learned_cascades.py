@@ -1,6 +1,9 @@
 """Cascades as numbers, how they are learned, and the study of them."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -38,13 +41,13 @@ def _updates(contender, numbers, steps=3):
 
 
 def test_learning_begins_at_the_hand_set_cascade():
-    found = cascades.cascade(study.hand_set()).evaluate(SIGMA)
+    found = cascades.cascade(cascades.start()).evaluate(SIGMA)
     expected = cascades.hand_set().evaluate(SIGMA)
     np.testing.assert_allclose(found / found[-1], expected / expected[-1], atol=1e-6)
 
 
 def test_a_fill_is_how_much_of_the_next_range_a_stage_takes_up():
-    numbers = study.hand_set() | {"fill_0": 0.5, "fill_1": 0.3}
+    numbers = cascades.start() | {"fill_0": 0.5, "fill_1": 0.3}
     cascade = cascades.cascade(numbers)
     first, second, third = (
         lambda x, stage=stage: stage.evaluate([np.arcsin(x) / np.pi])[0] for stage in cascade.stages
@@ -73,8 +76,8 @@ def test_the_forms_step_as_the_package_does_with_their_cascades():
         build = staticmethod(lambda hyper, schedule: hand_set)
 
     expected = _updates(Direct, {})
-    still = study.hand_set() | dict.fromkeys(LATE, 0.0)
-    for form, numbers in ((FIXED, study.hand_set()), (COURSE, still)):
+    still = cascades.start() | dict.fromkeys(LATE, 0.0)
+    for form, numbers in ((FIXED, cascades.start()), (COURSE, still)):
         for one, other in zip(_updates(FORMS[form], numbers), expected, strict=True):
             jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), one, other)
     moved = _moved()
@@ -149,3 +152,45 @@ def test_tables_compare_the_best_with_the_hand_set_and_with_muon(tmp_path):
     for draw in (figures.curves, figures.courses):
         draw(tmp_path / "figure.png", {"learned": learned})
         assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_the_command_says_what_it_does():
+    command = [sys.executable, "-m", "experiments.learned_cascades"]
+    folder = Path(__file__).parents[2]
+    told = subprocess.run([*command, "--help"], cwd=folder, capture_output=True, text=True)
+    assert told.returncode == 0 and "--report FILE" in told.stdout
+    empty = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert empty.returncode == 2 and "nothing to do" in empty.stderr
+
+
+def _answer(jobs, label=""):
+    """A loss that is least at a learning rate of 0.02, and all angles 0.1 above the hand-set."""
+    planted = {name: x + 0.1 for name, x in cascades.start().items() if "angle" in name}
+    results = []
+    for job in jobs:
+        away = np.log(job.hyper["learning_rate"] / 0.02) ** 2
+        away += sum((job.hyper[name] - x) ** 2 for name, x in planted.items())
+        results.append(job.as_json() | {"validation": [9.0, float(np.exp(away))], "train": [9.0]})
+    return results
+
+
+def test_the_study_learns_chooses_and_ends_at_each_cascade_s_best_rate(monkeypatch):
+    rests = study.tuned(study.LEARN, _answer)
+    assert {x["learning_rate"] for x in rests.values()} == {0.02}
+    monkeypatch.setattr(study, "GENERATIONS", 40)
+    learned = {"evolved": study.evolved(FIXED, 0, rests, _answer), "hand": cascades.start()}
+    scores = study.scores(learned, _answer)
+    assert study.best_of(scores) == "evolved" and set(scores["hand"].values()) == {0.0}
+    assert scores["evolved"]["characters"] == pytest.approx(-0.09, abs=0.01)  # nine angles, 0.1²
+    before = [
+        {"phase": "tuning", "workload": one.name, "contender": "spectral", "trial": "a"}
+        | {"validation": [9.0, 2.0], "train": [9.0], "hyper": study.REST | {"learning_rate": 0.01}}
+        for one in study.FINAL
+    ]
+    lines = study.finals({"evolved": learned["evolved"]}, before, _answer)
+    assert {x["hyper"]["learning_rate"] for x in lines} == {0.02}
+    for one in study.FINAL:
+        mine = [x for x in lines if x["workload"] == one.name]
+        shares = sorted((x["trial"].split(" x ")[0], x["steps"] / one.horizon) for x in mine)
+        expected = [("evolved", 0.9), ("evolved", 1.0), ("hand-set", 1.0)]
+        assert shares == [x for x in expected for _ in range(20)]

@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -222,10 +222,11 @@ def check_descent(cascade: SpectralCascade) -> None:
 
 def one_for_each_stage(name: str, values: Any) -> tuple[Any, ...]:
     """A sequence as a tuple, its numbers as Python's."""
-    listed = isinstance(values, Iterable) and not isinstance(values, str)
-    if not listed or any(np.ndim(x) for x in cast(Any, values) if not isinstance(x, Surrogate)):
-        raise TypeError(f"{name}={values!r} must be a sequence, one for each stage.")
-    return tuple(map(_plain, cast(Any, values)))
+    if isinstance(values, Iterable) and not isinstance(values, str):
+        each = tuple(values)  # a generator answers once
+        if not any(np.ndim(x) for x in each if not isinstance(x, Surrogate)):
+            return tuple(map(_plain, each))
+    raise TypeError(f"{name}={values!r} must be a sequence, one for each stage.")
 
 
 def _plain(value: Any) -> Any:
