@@ -68,7 +68,7 @@ wheel-test: .venv/test ## Install the sdist and the wheel, each apart, and run t
 	$(BIN)/python tests/packages.py --constraint constraints.txt
 
 test-gpu: .gpu/installed ## Run a little of benchmarks/gpu.py, with the packages of a machine with a GPU.
-	.gpu/bin/python -m benchmarks.gpu --small
+	.gpu/bin/python -m benchmarks.gpu --small --seconds 3000
 
 gpu-wheels: .gpu_wheels/gathered ## Gather what benchmarks/gpu.py needs on a machine without a network.
 

@@ -359,6 +359,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             report["parts"].append(run(part, log, deadline))
             reporting.write_json(output / "gpu.json", report)
             tables(report)[-1].print()
+            if report["parts"][-1]["end"] == "failed":
+                print(*log.read_text(errors="replace").splitlines()[-20:], sep="\n")
     if any(part["end"] != "ended" for part in report["parts"]):
         raise SystemExit(1)
 

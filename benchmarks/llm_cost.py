@@ -26,10 +26,9 @@ from tqdm import tqdm
 import qsgd_jax as qsgd
 from benchmarks import reporting
 from benchmarks.arguments import not_negative, positive
-from benchmarks.llm.checkpoints import abstract_model
-from benchmarks.llm.gsm8k import Batch
-from benchmarks.llm.llama import PRESETS, Llama
+from benchmarks.llm.llama import PRESETS, Llama, abstract_model
 from benchmarks.llm.memory import abstract_training, compiled_memory, compiled_step
+from benchmarks.llm.rows import Batch
 from benchmarks.llm.training import Layout, Precision, new_state
 from benchmarks.spectral_time import optax_muon
 from benchmarks.step_time import ratios

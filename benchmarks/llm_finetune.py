@@ -34,9 +34,10 @@ from benchmarks.llm.checkpoints import (
     gguf_files,
     open_checkpoint,
 )
-from benchmarks.llm.gsm8k import GSM8K, Data, encode, epoch, read_problems
+from benchmarks.llm.gsm8k import GSM8K, encode, read_problems
 from benchmarks.llm.memory import DoesNotFitError
 from benchmarks.llm.report import tables
+from benchmarks.llm.rows import Data, epoch
 from benchmarks.llm.runs import RunError, Step, Task, claim, compile_step, finish, test_untrained
 from benchmarks.llm.text import Text, open_text
 from benchmarks.llm.training import Layout, Precision

@@ -4,10 +4,15 @@ import importlib
 import json
 import os
 import subprocess
+import sys
 import time
+from importlib import metadata
+from pathlib import Path
 
 import jax
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from benchmarks import gpu, reporting
 
@@ -75,9 +80,12 @@ def test_a_part_that_fails_has_no_figures_of_an_earlier_run(tmp_path):
 
 
 @pytest.mark.parametrize("passes", [True, False])
-def test_all_parts_are_run_and_reported_and_what_failed_once_more(tmp_path, monkeypatch, passes):
+def test_all_parts_are_run_and_reported_and_what_failed_once_more(
+    tmp_path, monkeypatch, capsys, passes
+):
     outcome = "PASSED" if passes else "FAILED"
-    prints = f"print('[gw0] [100%] {outcome} tests/test_a.py::test_one '); exit({1 - passes})"
+    line = f"[gw0] [100%] {outcome} tests/test_a.py::test_one "
+    prints = f"print({line!r}, 'and that is all', sep='\\n'); exit({1 - passes})"
     result = tmp_path / "step_time.json"
     planned = [
         part("tests", prints),
@@ -94,6 +102,9 @@ def test_all_parts_are_run_and_reported_and_what_failed_once_more(tmp_path, monk
     else:
         with pytest.raises(SystemExit, match="1"):
             gpu.main(arguments)
+    assert ("and that is all" in capsys.readouterr().out) == (
+        not passes
+    )  # what a failed part said last
     found = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     expected = [("tests", passes), *([] if passes else [("again", True)]), ("steps", True)]
     assert [(row["part"], row["end"] == "ended") for row in found] == expected
@@ -114,6 +125,51 @@ def test_each_script_takes_its_options(tmp_path, small):
         "quantum_layer_time.json",
         "llm_cost.json",
     }
+
+
+def required(file):
+    lines = (Path(gpu.__file__).parent / file).read_text().splitlines()
+    return {
+        canonicalize_name(Requirement(line).name)
+        for line in lines
+        if line and not line.startswith("#")
+    }
+
+
+def with_what_they_require(distributions):
+    """Add, over and over, what pip would install with them."""
+    found, new = set(), set(distributions)
+    while new:
+        found |= new
+        needs = [need for name in new for need in metadata.requires(name) or []]
+        new = {
+            canonicalize_name(need.name)
+            for need in map(Requirement, needs)
+            if need.marker is None or need.marker.evaluate({"extra": ""})
+        } - found
+    return found
+
+
+def test_the_scripts_need_no_package_that_a_machine_with_a_gpu_lacks(tmp_path):
+    there = with_what_they_require(required("gpu_machine.txt")) | required("gpu_wheels.txt")
+    there.add("qsgd-jax")
+    lacking = [
+        module
+        for module, names in metadata.packages_distributions().items()
+        if not there & set(map(canonicalize_name, names))
+    ]
+    assert "transformers" in lacking
+    scripts = [each.command[1] for each in gpu.parts(tmp_path, tmp_path, True) if each.result]
+    program = f"""import importlib, sys
+class Lacking:
+    def find_spec(name, path, target=None):
+        if name in {lacking!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Lacking)
+for script in {scripts!r}:
+    importlib.import_module(script)"""
+    tried = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert tried.returncode == 0, tried.stderr
 
 
 def test_without_a_gpu_it_says_what_is_allowed(tmp_path, capsys, monkeypatch):

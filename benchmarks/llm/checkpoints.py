@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import LlamaConfig as HuggingFaceConfig
 
-from benchmarks.llm.llama import Llama, LlamaConfig
+from benchmarks.llm.llama import Llama, LlamaConfig, abstract_model
 
 
 class CheckpointError(ValueError):
@@ -102,11 +102,6 @@ def load_model(checkpoint: Checkpoint, *, dtype: DTypeLike = jnp.float32) -> Lla
     """
     graph, _ = abstract_model(checkpoint.config, dtype)
     return nnx.merge(graph, load_parameters(checkpoint))
-
-
-def abstract_model(config: LlamaConfig, dtype: DTypeLike) -> tuple[nnx.GraphDef, PyTree]:
-    """Return structure and parameters of a model, the latter as shapes only."""
-    return nnx.split(nnx.eval_shape(lambda: Llama(config, dtype=dtype, rngs=nnx.Rngs(0))))
 
 
 def load_parameters(checkpoint: Checkpoint, place: Place | None = None) -> PyTree:

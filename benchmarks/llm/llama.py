@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, DTypeLike, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, PyTree
 
 # Keys and values of every layer, by slot; the slot of a token is its position.
 Cache = list[tuple[Float[Array, "batch slots kv_heads d"], Float[Array, "batch slots kv_heads d"]]]
@@ -451,3 +451,8 @@ def _linear(
 
 def _norm(config: LlamaConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm:
     return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
+
+
+def abstract_model(config: LlamaConfig, dtype: DTypeLike) -> tuple[nnx.GraphDef, PyTree]:
+    """Return structure and parameters of a model, the latter as shapes only."""
+    return nnx.split(nnx.eval_shape(lambda: Llama(config, dtype=dtype, rngs=nnx.Rngs(0))))

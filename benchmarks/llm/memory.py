@@ -14,9 +14,8 @@ import psutil
 from flax import nnx
 from jaxtyping import PyTree
 
-from benchmarks.llm.checkpoints import abstract_model
-from benchmarks.llm.gsm8k import Batch, fill
-from benchmarks.llm.llama import LlamaConfig
+from benchmarks.llm.llama import LlamaConfig, abstract_model
+from benchmarks.llm.rows import Batch, fill
 from benchmarks.llm.training import Layout, Precision, TrainState, new_state, train_step
 
 GIB = 2**30

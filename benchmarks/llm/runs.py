@@ -27,13 +27,14 @@ from benchmarks.arm import Arm
 from benchmarks.llm import memory
 from benchmarks.llm.checkpoints import (
     Checkpoint,
-    abstract_model,
     load_parameters,
     read_json,
     save_model,
 )
-from benchmarks.llm.gsm8k import Batch, Data, Example, batches, fill, final_number
+from benchmarks.llm.gsm8k import final_number
+from benchmarks.llm.llama import abstract_model
 from benchmarks.llm.memory import Memory
+from benchmarks.llm.rows import Batch, Data, Example, batches, fill
 from benchmarks.llm.text import Text
 from benchmarks.llm.training import (
     Layout,

@@ -15,8 +15,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
-from benchmarks.llm.gsm8k import Batch
 from benchmarks.llm.llama import LlamaConfig
+from benchmarks.llm.rows import Batch
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Scalar = Float[Array, ""]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.llm.checkpoints import CheckpointError, open_checkpoint
-from benchmarks.llm.gsm8k import Example, Problem, epoch, fill, final_number, pack, read_problems
+from benchmarks.llm.gsm8k import final_number, read_problems
+from benchmarks.llm.rows import Example, Problem, epoch, fill, pack
 from benchmarks.llm.text import open_text
 
 

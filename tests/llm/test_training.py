@@ -14,8 +14,8 @@ from jax import P
 import qsgd_jax as qsgd
 from benchmarks.llm import memory
 from benchmarks.llm.checkpoints import load_model, load_parameters, open_checkpoint
-from benchmarks.llm.gsm8k import Batch, Example, Problem, fill
 from benchmarks.llm.llama import PRESETS
+from benchmarks.llm.rows import Batch, Example, Problem, fill
 from benchmarks.llm.training import Layout, LossScale, losses_per_row, new_state, train_step
 
 # LLVM's optimizations take most of the time that compiling takes.
