@@ -22,21 +22,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import reporting
-from experiments.engine import report
+from experiments.engine import command, report
 from experiments.engine.results import (
     Job,
     Result,
     Results,
     note_provenance,
     read_results,
-    write_compressed,
 )
 from experiments.engine.runner import Bench, run_jobs
 from experiments.engine.workload import SplitName, Workload
@@ -54,12 +52,7 @@ SPECTRAL_STUDY = Path("experiments/results/spectral_study/results.jsonl.gz")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.learned_cascades",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, metavar="PATH", help="folder of all data")
+    parser = command.parser("learned_cascades", __doc__)
     parser.add_argument(
         "--parts",
         nargs="+",
@@ -67,25 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=list(PARTS),
         help="what is run (default: all)",
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("results/learned_cascades"),
-        metavar="PATH",
-        help="folder of the runs (default: %(default)s)",
-    )
-    parser.add_argument("--pack", type=Path, metavar="PATH", help="copy the runs there, compressed")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write tables and figures")
-    args = parser.parse_args(argv)
-    if args.data is args.pack is args.report is None:
-        parser.error("nothing to do: give --data, --pack or --report")
+    args = command.parse(parser, argv)
     if args.data is not None:
         _run(args)
     if args.pack is not None:
-        args.pack.mkdir(parents=True, exist_ok=True)
-        write_compressed(args.pack / f"{LINES}.gz", read_results(args.output / LINES))
-        for name in (LEARNED, PROVENANCE):
-            shutil.copy(args.output / name, args.pack)
+        command.pack(args.output, args.pack, [LINES], [LEARNED, PROVENANCE])
     if args.report is not None:
         _report(args.output, args.report)
 
@@ -117,8 +96,9 @@ def _run(args: argparse.Namespace) -> None:
 
 def _report(folder: Path, path: Path) -> None:
     found = json.loads((folder / LEARNED).read_text())
-    file = next(x for x in (folder / f"{LINES}.gz", folder / LINES) if x.exists())
-    parts = tables.sections(found, read_results(file), read_results(SPECTRAL_STUDY))
+    file = command.packed(folder, LINES)
+    lines = read_results(file) if file else []
+    parts = tables.sections(found, lines, read_results(SPECTRAL_STUDY))
     for name, draw, text in (
         ("curves", figures.curves, "What was learned: f(σ) and w(σ)"),
         ("course", figures.courses, "Courses, from the first step to the last"),

@@ -27,13 +27,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 from benchmarks import reporting
-from experiments.engine import compute, report
+from experiments.engine import command, compute, report
 from experiments.engine.plan import Plan as EnginePlan
 from experiments.engine.results import (
     Job,
@@ -41,7 +40,6 @@ from experiments.engine.results import (
     Results,
     note_provenance,
     read_results,
-    write_compressed,
 )
 from experiments.engine.runner import Bench, run_jobs
 from experiments.engine.workload import SplitName, Workload
@@ -81,12 +79,7 @@ CONTENDERS = {x.name: x for variants in ARMS.values() for x in variants}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.spectral_study",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, metavar="PATH", help="folder of all data")
+    parser = command.parser("spectral_study", __doc__)
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -103,23 +96,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="what is run (default: all)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what it would cost")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("results/spectral_study"),
-        metavar="PATH",
-        help="folder of the runs (default: %(default)s)",
-    )
-    parser.add_argument("--pack", type=Path, metavar="PATH", help="copy the runs there, compressed")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write tables and figures")
     parser.add_argument("--findings", type=Path, metavar="FILE", help="write tables into this page")
-    args = parser.parse_args(argv)
-    if args.data is args.pack is args.report is args.findings is None:
-        parser.error("nothing to do: give --data, --pack, --report or --findings")
+    args = command.parse(parser, argv, "findings")
     if args.data is not None:
         _run(args)
     if args.pack is not None:
-        _pack(args.output, args.pack)
+        command.pack(args.output, args.pack, LINES, MEASURED)
     if args.report is not None:
         _report(args.output, args.report)
     if args.findings is not None:
@@ -187,16 +169,6 @@ def _run_controls(args: argparse.Namespace, task: Task, run: Run) -> None:
     )
 
 
-def _pack(output: Path, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in LINES:
-        if (output / name).exists():
-            write_compressed(folder / f"{name}.gz", read_results(output / name))
-    for name in MEASURED:
-        if (output / name).exists():
-            shutil.copy(output / name, folder)
-
-
 def read(folder: Path) -> Study:
     """Read what was run, or packed.
 
@@ -205,8 +177,8 @@ def read(folder: Path) -> Study:
     """
 
     def lines(name: str) -> list[Result]:
-        files = [x for x in (folder / f"{name}.gz", folder / name) if x.exists()]
-        return read_results(files[0]) if files else []
+        file = command.packed(folder, name)
+        return read_results(file) if file else []
 
     timed = folder / "time.json"
     seconds = json.loads(timed.read_text()) if timed.exists() else None

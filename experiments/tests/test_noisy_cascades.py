@@ -1,0 +1,168 @@
+"""Cascades of devices as numbers, what is done with them, and how runs become a table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import qsgd_jax as qsgd
+from experiments.engine.statistics import curves_of
+from experiments.noisy_cascades import figures, probing, study, tables
+from experiments.noisy_cascades.probing import AS_PROBED, DRIFT, EXACT, REFITTED
+from experiments.noisy_cascades.study import NEVER_REFRESHED, REFRESHED, Arm
+from experiments.spectral_study.arms import SPECTRAL
+from experiments.spectral_study.effects import Study
+
+SIGMA = np.linspace(0, 1, 101)
+HYPER = {"weight_decay": 0.01, "beta": 0.9, "learning_rate": 0.02, "warmup": 0.1}
+
+
+def _measured(shots=2000, seed=0):
+    return probing.hand_set(device=probing.qml.device("lightning.qubit", 1, seed=seed), shots=shots)
+
+
+def test_a_measured_cascade_comes_back_from_its_numbers():
+    cascade = _measured()
+    found = probing.from_numbers(probing.as_numbers(cascade), probing.hand_set())
+    np.testing.assert_allclose(found.evaluate(SIGMA), cascade.evaluate(SIGMA), atol=1e-12)
+    assert np.abs(found.evaluate(SIGMA) - probing.hand_set().evaluate(SIGMA)).max() > 1e-3
+
+
+def test_the_scale_as_it_was_is_the_exact_one_or_what_the_next_stage_takes():
+    exact = probing.hand_set()
+    assert probing.scale_as_it_was(exact).output_scales == pytest.approx(exact.output_scales)
+    device = probing.drifting(1.0)  # smaller answers, so that the refitted scale is larger
+    noisy = probing.hand_set(device=device)
+    assert min(np.divide(noisy.output_scales, exact.output_scales)) > 1
+    assert probing.scale_as_it_was(noisy).output_scales == pytest.approx(exact.output_scales)
+    for seed in range(5):
+        probing.scale_as_it_was(_measured(2000, seed))  # a stage beyond the next would be refused
+
+
+def test_the_device_that_drifts_begins_without_noise_and_ends_as_said():
+    start = probing.hand_set(device=probing.drifting(0.0))
+    np.testing.assert_allclose(start.evaluate(SIGMA), probing.hand_set().evaluate(SIGMA), atol=1e-9)
+    angles = [0.3, -0.4]
+    found = qsgd.spectral_circuit(angles, probing.drifting(1.0))([0.1])
+    z, x = np.diag([1.0, -1.0]).astype(complex), np.array([[0, 1], [1, 0]], complex)
+    y = 1j * x @ z
+
+    def turn(pauli, angle):
+        return np.cos(angle / 2) * np.eye(2) - 1j * np.sin(angle / 2) * pauli
+
+    clean = qsgd.spectral_circuit(angles, "default.qubit")
+    rho = np.diag([1.0, 0.0]).astype(complex)
+    for op in probing.qml.tape.make_qscript(clean.func)([0.1]).operations:
+        gate = turn({"RY": y, "RZ": z}[op.name], float(op.parameters[0]))
+        rho = gate @ rho @ gate.conj().T
+        if op.name == "RY":
+            over = turn(y, probing.OVER_ROTATION)
+            rho = over @ rho @ over.conj().T
+            p = probing.DEPOLARIZING
+            rho = (1 - p) * rho + p / 3 * sum(s @ rho @ s.conj().T for s in (x, y, z))
+    assert float(found) == pytest.approx(np.trace(rho @ z).real, abs=1e-9)
+
+
+def _cascades():
+    """Two probes of a device, and three of one that drifts, as `probed` returns them."""
+    rows = [probing.as_numbers(_measured(5000, seed)).tolist() for seed in range(5)]
+    exact = probing.as_numbers(probing.hand_set()).tolist()
+    return {
+        EXACT: {REFITTED: [exact]},
+        "noisy": {REFITTED: rows[:2], AS_PROBED: rows[:2]},
+        DRIFT: {REFITTED: rows[2:], AS_PROBED: rows[2:]},
+    }
+
+
+def test_each_seed_has_a_probe_of_its_own_and_drift_is_followed_or_not():
+    rows, places = study.table(_cascades())
+    assert rows.shape == (11, 3, 5)
+    assert places[Arm(EXACT, REFITTED)] == [(0, 0)] * probing.PROBES
+    assert places[Arm("noisy", REFITTED)] == [(1, 1), (2, 2)]
+    assert places[Arm("noisy", AS_PROBED)] == [(3, 3), (4, 4)]
+    assert places[Arm(DRIFT, NEVER_REFRESHED)] == [(5, 5)] * probing.PROBES
+    assert places[Arm(DRIFT, REFRESHED)] == [(5, 7)] * probing.PROBES
+    assert len(places) == 5
+
+
+def _updates(optimizer, steps):
+    params = {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}
+    state, found, update = optimizer.init(params), [], jax.jit(optimizer.update)
+    for i in range(steps):
+        gradients = jax.tree.map(
+            lambda x, i=i: jax.random.normal(jax.random.key(i), x.shape), params
+        )
+        updates, state = update(gradients, state, params)
+        found.append(np.asarray(updates["kernel"]))
+    return found
+
+
+def test_a_training_goes_through_the_cascades_from_the_first_to_the_last():
+    rows, _ = study.table(_cascades())
+    schedule = optax.constant_schedule(0.02)
+
+    def contender(first, last):
+        hyper = HYPER | {"steps": 6, "first": first, "last": last}
+        return _updates(study.contender(rows).build(hyper, schedule), 6)
+
+    def package(place):
+        cascade = probing.from_numbers(np.float64(rows[place]), probing.hand_set())
+        form = qsgd.superpositional_muon(
+            schedule, cascade, beta=0.9, weight_decay=0.01, adam_weight_decay=0.01
+        )
+        return _updates(form, 6)
+
+    alone = {place: package(place) for place in (5, 6, 7)}  # momentum does not depend on them
+    for i, (fixed, moving) in enumerate(zip(contender(5, 5), contender(5, 7), strict=True)):
+        np.testing.assert_allclose(fixed, alone[5][i], atol=1e-6)
+        np.testing.assert_allclose(moving, alone[5 + i // 2][i], atol=1e-6)
+    assert not np.allclose(alone[5][4], alone[7][4], atol=1e-4)
+
+
+def _tuning(task):
+    common = {"phase": "tuning", "workload": task, "contender": SPECTRAL, "settings": "spectral"}
+    rest = {"seed": 1000, "steps": 1000, "points": 10, "train": []}
+    return [
+        common | rest | {"trial": name, "hyper": HYPER | {"beta": beta}, "validation": [4.0, loss]}
+        for name, beta, loss in (("0", 0.9, 2.0), ("1", 0.95, 1.0))
+    ]
+
+
+def test_runs_are_at_the_study_s_best_settings_and_become_a_table():
+    task = study.TASKS[0]
+    cascades = _cascades()
+    for ways in cascades.values():
+        for how, each in ways.items():
+            if len(each) == 2:
+                ways[how] = (each * 5)[: probing.PROBES]
+    places = study.table(cascades)[1]
+    runs = study.jobs(task, places, _tuning(task.name))
+    assert {run.hyper["beta"] for run in runs} == {0.95} and len(runs) == 5 * probing.PROBES
+    losses = {"noisy | scale as it was": 1.5, "noisy | refitted scale": 1.002}
+    lines = []
+    for run in runs:
+        loss = losses.get(run.trial, 1.0) * (1 + 0.01 * run.seed)
+        lines.append(run.as_json() | {"train": [], "validation": [4.0, loss]})
+    adamw = [
+        line | {"contender": "adamw", "validation": [4.0, 2 * (1 + 0.01 * line["seed"])]}
+        for line in lines[: probing.PROBES]
+    ]
+    assert tables.sections(places, lines[1:], Study(adamw)) == []  # a run is missing
+    _, table = tables.sections(places, lines, Study(adamw))
+    rows = [line for line in table.splitlines() if line.startswith("| noisy")]
+    half = next(row for row in rows if AS_PROBED in row)
+    assert "+50.00 % [+50.00, +50.00]" in half and "no" in half and "0.50 [0.50, 0.50]" in half
+    near = next(row for row in rows if REFITTED in row)
+    assert "+0.20 %" in near and "yes" in near and "1.00 [1.00, 1.00]" in near
+    assert curves_of(study.runs_of(task, Arm(DRIFT, REFRESHED), lines)).shape == (10, 2)
+
+
+def test_the_share_that_is_left_is_of_mean_gains():
+    adamw, exact, noisy = np.array([3.0, 5.0]), np.array([1.0, 1.0]), np.array([2.0, 3.0])
+    assert study.kept(adamw, exact, noisy) == pytest.approx(1.5 / 3)
+
+
+def test_the_figure_is_drawn(tmp_path):
+    figures.functions(tmp_path / "f.png", _cascades())
+    assert (tmp_path / "f.png").stat().st_size > 10_000
