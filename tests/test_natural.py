@@ -724,6 +724,13 @@ def test_what_cannot_be_measured_is_refused_by_name(make, params, batch, message
         make().measure(params, batch)
 
 
+def test_an_error_does_not_print_a_whole_model():
+    model = nnx.Sequential(*(nnx.Linear(4, 4, rngs=nnx.Rngs(0)) for _ in range(20)))
+    with pytest.raises(TypeError, match="of a model, its layer") as error:
+        qsgd.FubiniStudy(model)
+    assert "Sequential" in str(error.value) and len(str(error.value)) < 250
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import reprlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -227,8 +228,8 @@ def _circuit(given: Any) -> _Circuit:
     if hasattr(given, "weight_names") and hasattr(given, "qnode"):  # Flax need not be there
         return _Circuit(Held(given.qnode), frozenset(given.weight_names), True, given.input_name)
     raise TypeError(
-        f"circuit={given!r} must be a pennylane.QNode, a qsgd_jax.nn.QuantumLayer, or a mapping of "
-        "such."
+        f"circuit={reprlib.repr(given)} must be a pennylane.QNode, a qsgd_jax.nn.QuantumLayer (of "
+        "a model, its layer), or a mapping of such."
     )
 
 
