@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pennylane as qml
 import pytest
 
 import qsgd_jax as qsgd
@@ -19,7 +20,7 @@ HYPER = {"weight_decay": 0.01, "beta": 0.9, "learning_rate": 0.02, "warmup": 0.1
 
 
 def _measured(shots=2000, seed=0):
-    return probing.hand_set(device=probing.qml.device("lightning.qubit", 1, seed=seed), shots=shots)
+    return probing.hand_set(device=qml.device("lightning.qubit", 1, seed=seed), shots=shots)
 
 
 def test_a_measured_cascade_comes_back_from_its_numbers():
@@ -53,7 +54,7 @@ def test_the_device_that_drifts_begins_without_noise_and_ends_as_said():
 
     clean = qsgd.spectral_circuit(angles, "default.qubit")
     rho = np.diag([1.0, 0.0]).astype(complex)
-    for op in probing.qml.tape.make_qscript(clean.func)([0.1]).operations:
+    for op in qml.workflow.construct_tape(clean)([0.1]).operations:
         gate = turn({"RY": y, "RZ": z}[op.name], float(op.parameters[0]))
         rho = gate @ rho @ gate.conj().T
         if op.name == "RY":
