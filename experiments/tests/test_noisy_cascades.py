@@ -46,23 +46,20 @@ def test_the_device_that_drifts_begins_without_noise_and_ends_as_said():
     np.testing.assert_allclose(start.evaluate(SIGMA), probing.hand_set().evaluate(SIGMA), atol=1e-9)
     angles = [0.3, -0.4]
     found = qsgd.spectral_circuit(angles, probing.drifting(1.0))([0.1])
-    z, x = np.diag([1.0, -1.0]).astype(complex), np.array([[0, 1], [1, 0]], complex)
-    y = 1j * x @ z
+    rho, over = np.diag([1.0, 0.0]).astype(complex), qml.RY(probing.OVER_ROTATION, 0)
+    paulis, p = [qml.X(0), qml.Y(0), qml.Z(0)], probing.DEPOLARIZING
 
-    def turn(pauli, angle):
-        return np.cos(angle / 2) * np.eye(2) - 1j * np.sin(angle / 2) * pauli
+    def around(matrix: np.ndarray, gate: qml.operation.Operator) -> np.ndarray:
+        unitary = np.asarray(gate.matrix())
+        return unitary @ matrix @ unitary.conj().T
 
-    clean = qsgd.spectral_circuit(angles, "default.qubit")
-    rho = np.diag([1.0, 0.0]).astype(complex)
-    for op in qml.workflow.construct_tape(clean)([0.1]).operations:
-        gate = turn({"RY": y, "RZ": z}[op.name], float(op.parameters[0]))
-        rho = gate @ rho @ gate.conj().T
+    clean = qml.workflow.construct_tape(qsgd.spectral_circuit(angles, "default.qubit"))
+    for op in clean([0.1]).operations:
+        rho = around(rho, op)
         if op.name == "RY":
-            over = turn(y, probing.OVER_ROTATION)
-            rho = over @ rho @ over.conj().T
-            p = probing.DEPOLARIZING
-            rho = (1 - p) * rho + p / 3 * sum(s @ rho @ s.conj().T for s in (x, y, z))
-    assert float(found) == pytest.approx(np.trace(rho @ z).real, abs=1e-9)
+            rho = around(rho, over)
+            rho = (1 - p) * rho + p / 3 * sum(around(rho, pauli) for pauli in paulis)
+    assert float(found) == pytest.approx((rho[0, 0] - rho[1, 1]).real, abs=1e-9)
 
 
 def _cascades():
