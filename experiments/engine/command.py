@@ -61,7 +61,12 @@ def pack(output: Path, folder: Path, lines: Sequence[str], others: Sequence[str]
         folder: Where they are to be.
         lines: Names of those of results, which are compressed.
         others: Names of the others.
+
+    Raises:
+        FileNotFoundError: If there are no results.
     """
+    if not any((output / name).exists() for name in lines):
+        raise FileNotFoundError(f"{output}: none of {', '.join(lines)} is there.")
     folder.mkdir(parents=True, exist_ok=True)
     for name in lines:
         if (output / name).exists():

@@ -6,7 +6,7 @@ update's root mean square is fixed, so that what follows the last stage has no e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,9 +25,13 @@ LATE = tuple(f"late_{name}" for name in EARLY)
 Numbers = Mapping[str, Any]
 
 
-def hand_set() -> qsgd.SpectralCascade:
-    """Return three stages of Polar Express, where learning begins."""
-    return qsgd.spectral_cascade("polar-express", stages=STAGES)
+def hand_set(**device: Any) -> qsgd.SpectralCascade:
+    """Return three stages of Polar Express, where learning begins.
+
+    Args:
+        device: And shots; exact by default.
+    """
+    return qsgd.spectral_cascade("polar-express", stages=STAGES, **device)
 
 
 def start(fill: float = 0.0) -> dict[str, float]:
@@ -60,8 +64,8 @@ def cascade(numbers: Numbers, share: Any = None) -> qsgd.SpectralCascade:
     )
 
 
-class CourseState(NamedTuple):
-    """The state of a course.
+class Changing(NamedTuple):
+    """The state of an optimizer whose cascade changes.
 
     Attributes:
         count: Steps done.
@@ -89,14 +93,27 @@ def course(hyper: Numbers, schedule: Any) -> optax.GradientTransformation:
         hyper: Likewise, and `steps`.
         schedule: Of learning rates.
     """
+    return changing(hyper, schedule, lambda share: cascade(hyper, share))
 
-    def init(params: Any) -> CourseState:
-        return CourseState(jnp.int32(0), _optimizer(hyper, schedule, hand_set()).init(params))
+
+def changing(
+    hyper: Numbers, schedule: Any, at: Callable[[Any], qsgd.SpectralCascade]
+) -> optax.GradientTransformation:
+    """Build the spectral form with another cascade in each step.
+
+    Args:
+        hyper: Weight decay, momentum and `steps`.
+        schedule: Of learning rates.
+        at: From how much of the training is done to the cascade.
+    """
+
+    def init(params: Any) -> Changing:
+        return Changing(jnp.int32(0), _optimizer(hyper, schedule, hand_set()).init(params))
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
-        now = _optimizer(hyper, schedule, cascade(hyper, state.count / hyper["steps"]))
+        now = _optimizer(hyper, schedule, at(state.count / hyper["steps"]))
         updates, inner = now.update(updates, state.inner, params)
-        return updates, CourseState(state.count + 1, inner)
+        return updates, Changing(state.count + 1, inner)
 
     return optax.GradientTransformation(init, update)
 

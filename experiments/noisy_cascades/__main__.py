@@ -41,16 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = command.parse(parser, argv)
     if args.data is not None:
         rows, places = study.table(json.loads((args.output / FILE).read_text())["cascades"])
-        bench = Bench(
-            lambda name, split: WORKLOADS[name](args.data, split),
-            {study.NAME: study.contender(rows)},
-        )
+        form = study.contender(rows)
+        bench = Bench(lambda name, split: WORKLOADS[name](args.data, split), {form.name: form})
         note_provenance(args.output / PROVENANCE)
         run = partial(run_jobs, bench=bench, results=Results(args.output / LINES))
         tuning = read(SPECTRAL_STUDY).lines
         for task in study.TASKS:
             if task.name in args.tasks:
-                run(study.jobs(task, places, tuning), label=task.name)
+                run(study.jobs(task, form, places, tuning), label=task.name)
     if args.pack is not None:
         command.pack(args.output, args.pack, [LINES], [FILE, PROVENANCE])
     if args.report is not None:

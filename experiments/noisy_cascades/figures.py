@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.engine import report
-from experiments.noisy_cascades.probing import EXACT, REFITTED, from_numbers, hand_set
+from experiments.learned_cascades.cascades import hand_set
+from experiments.noisy_cascades.probing import EXACT, REFITTED, from_numbers
 from experiments.noisy_cascades.study import Cascades
 
 SIGMA = np.geomspace(1e-3, 1, 300)
@@ -18,7 +19,7 @@ def functions(path: Path, cascades: Cascades) -> None:
 
     Args:
         path: The PNG.
-        cascades: From `probing.probed`.
+        cascades: What `probing` has written.
     """
     like = hand_set()
     devices = [device for device in cascades if device != EXACT]

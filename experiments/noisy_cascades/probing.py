@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,9 +23,10 @@ from tqdm import tqdm
 import qsgd_jax as qsgd
 from benchmarks import reporting
 from benchmarks.devices import open_device
+from experiments.learned_cascades.cascades import hand_set
 
 FILE = "cascades.json"
-STAGES, PROBES = 3, 10
+PROBES = 10
 SHOTS = (1_000, 10_000, 100_000, 1_000_000)
 NOISY = ("qiskit.aer-manila", "qiskit.aer-manila-unmerged", "braket.local.qubit-noisy")
 NOISY_SHOTS = 100_000
@@ -32,15 +34,6 @@ DRIFT = "drifting"  # a device that is probed ten times along a training
 DRIFT_SHOTS, OVER_ROTATION, DEPOLARIZING = 10_000, 0.1, 0.02  # at its end: rad, and a gate's error
 EXACT = "exact"
 REFITTED, AS_PROBED = "refitted scale", "scale as it was"
-
-
-def hand_set(**device: Any) -> qsgd.SpectralCascade:
-    """Return three stages of Polar Express.
-
-    Args:
-        device: And shots; exact by default.
-    """
-    return qsgd.spectral_cascade("polar-express", stages=STAGES, **device)
 
 
 def as_numbers(cascade: qsgd.SpectralCascade) -> np.ndarray:
@@ -106,33 +99,35 @@ def kinds() -> Iterator[tuple[str, list[Callable[[], Any]], int]]:
     yield DRIFT, [lambda share=share: drifting(share) for share in places], DRIFT_SHOTS
 
 
-def probed() -> tuple[dict[str, dict[str, list[Any]]], dict[str, int]]:
-    """Return the cascades of each kind as numbers, with either scale, one for each probe.
+def probed(
+    ways: Sequence[Callable[[], Any]], shots: int, name: str
+) -> tuple[list[qsgd.SpectralCascade], int]:
+    """Return a cascade for each probe, and how many probes were refused.
 
-    And of each kind how many probes were refused, for a part that is not odd; it was probed again.
+    What is refused, for a part that is not odd, is probed again.
+
+    Args:
+        ways: To open the device.
+        shots: Of each setting.
+        name: Of the device.
     """
-    found: dict[str, dict[str, list[Any]]] = {EXACT: {REFITTED: [as_numbers(hand_set()).tolist()]}}
-    refused: dict[str, int] = {}
-    for name, ways, shots in kinds():
-        found[name], refused[name] = {REFITTED: [], AS_PROBED: []}, 0
-        for way in tqdm(ways, desc=name):
-            while True:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # the plugins' own, of other plugins
-                    try:
-                        cascade = hand_set(device=way(), shots=shots)
-                        break
-                    except ValueError as error:
-                        if "not odd" not in str(error):
-                            raise
-                        refused[name] += 1
-            found[name][REFITTED].append(as_numbers(cascade).tolist())
-            found[name][AS_PROBED].append(as_numbers(scale_as_it_was(cascade)).tolist())
+    found, refused = [], 0
+    for way in tqdm(ways, desc=name):
+        while True:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the plugins' own, of other plugins
+                try:
+                    found.append(hand_set(device=way(), shots=shots))
+                    break
+                except ValueError as error:
+                    if "not odd" not in str(error):
+                        raise
+                    refused += 1
     return found, refused
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Probe all kinds and write them."""
+    """Probe all kinds that are not there yet, and write each as soon as it is done."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.noisy_cascades.probing",
         description=__doc__,
@@ -146,9 +141,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         help=f"folder for {FILE} (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    cascades, refused = probed()
-    report = {"provenance": reporting.provenance(), "cascades": cascades, "refused": refused}
-    reporting.write_json(args.output / FILE, report)
+    file = args.output / FILE
+    content = json.loads(file.read_text()) if file.exists() else {"cascades": {}, "refused": {}}
+    content["provenance"] = reporting.provenance()
+    cascades = content["cascades"]
+    cascades[EXACT] = {REFITTED: [as_numbers(hand_set()).tolist()]}
+    for name, ways, shots in kinds():
+        if name not in cascades:
+            found, content["refused"][name] = probed(ways, shots, name)
+            cascades[name] = {REFITTED: [as_numbers(x).tolist() for x in found]}
+            if name != DRIFT:
+                as_it_was = [as_numbers(scale_as_it_was(x)).tolist() for x in found]
+                cascades[name][AS_PROBED] = as_it_was
+            reporting.write_json(file, content)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,12 +14,11 @@ import qsgd_jax as qsgd
 from experiments.engine.contender import Contender
 from experiments.engine.plan import best_trial
 from experiments.engine.results import Job, Result
+from experiments.learned_cascades.cascades import changing, hand_set
 from experiments.noisy_cascades.probing import (
     DRIFT,
     PROBES,
-    REFITTED,
     from_numbers,
-    hand_set,
 )
 from experiments.spectral_study.arms import RATES, SPECTRAL
 from experiments.spectral_study.plan import Task
@@ -27,7 +27,6 @@ TASKS = (
     Task("wikitext", 1000, RATES, shares=(), seeds=PROBES),
     Task("hwu64", 1000, RATES, shares=(), seeds=PROBES),
 )
-NAME = "device"
 REFRESHED, NEVER_REFRESHED = "refreshed ten times", "never refreshed"
 Cascades = Mapping[str, Mapping[str, Sequence[Any]]]
 
@@ -48,7 +47,7 @@ def table(cascades: Cascades) -> tuple[np.ndarray, dict[Arm, list[tuple[int, int
     """Return all cascades, and of each arm the first and last that each seed uses.
 
     Args:
-        cascades: From `probing.probed`.
+        cascades: What `probing` has written.
     """
     rows: list[Any] = []
     places: dict[Arm, list[tuple[int, int]]] = {}
@@ -56,25 +55,13 @@ def table(cascades: Cascades) -> tuple[np.ndarray, dict[Arm, list[tuple[int, int
         for how, each in ways.items():
             first, last = len(rows), len(rows) + len(each) - 1
             rows += each
-            if device == DRIFT and how == REFITTED:
+            if device == DRIFT:
                 places[Arm(device, NEVER_REFRESHED)] = [(first, first)] * PROBES
                 places[Arm(device, REFRESHED)] = [(first, last)] * PROBES
-            elif device != DRIFT:
+            else:
                 seeds = range(first, last + 1) if len(each) > 1 else [first] * PROBES
                 places[Arm(device, how)] = [(place, place) for place in seeds]
     return np.array(rows, np.float32), places
-
-
-class Count(NamedTuple):
-    """The state.
-
-    Attributes:
-        count: Steps done.
-        inner: State of the optimizer, which is the same for all cascades.
-    """
-
-    count: Any
-    inner: Any
 
 
 def contender(rows: np.ndarray) -> Contender:
@@ -85,39 +72,31 @@ def contender(rows: np.ndarray) -> Contender:
     Args:
         rows: The table; i₀ and i₁ are hyperparameters, so that all arms are one program.
     """
-    cascades = jnp.asarray(rows)
+    cascades, like = jnp.asarray(rows), hand_set()
 
     def build(hyper: Mapping[str, Any], schedule: Any) -> optax.GradientTransformation:
-        decay = hyper["weight_decay"]
-
-        def optimizer(cascade: qsgd.SpectralCascade) -> optax.GradientTransformation:
-            return qsgd.superpositional_muon(
-                schedule, cascade, beta=hyper["beta"], weight_decay=decay, adam_weight_decay=decay
-            )
-
-        def init(params: Any) -> Count:
-            return Count(jnp.int32(0), optimizer(hand_set()).init(params))
-
-        def update(updates: Any, state: Any, params: Any = None) -> Any:
+        def at(share: Any) -> qsgd.SpectralCascade:
             first, last = hyper["first"], hyper["last"]
-            share = state.count / hyper["steps"]
             place = jnp.int32(first + jnp.floor((last - first + 1) * share))
-            now = optimizer(from_numbers(cascades[place], hand_set()))
-            updates, inner = now.update(updates, state.inner, params)
-            return updates, Count(state.count + 1, inner)
+            return from_numbers(cascades[place], like)
 
-        return optax.GradientTransformation(init, update)
+        return changing(hyper, schedule, at)
 
-    return Contender(NAME, "cascades of devices", build)
+    # Runs with other cascades are other runs.
+    return Contender(f"cascades {zlib.crc32(rows.tobytes()):08x}", "cascades of devices", build)
 
 
 def jobs(
-    task: Task, places: Mapping[Arm, Sequence[tuple[int, int]]], tuning: Sequence[Result]
+    task: Task,
+    form: Contender,
+    places: Mapping[Arm, Sequence[tuple[int, int]]],
+    tuning: Sequence[Result],
 ) -> list[Job]:
     """Return the runs on a task.
 
     Args:
         task: The task.
+        form: From `contender`.
         places: From `table`.
         tuning: The spectral study's runs, whose best settings without a second moment are taken.
     """
@@ -128,7 +107,7 @@ def jobs(
             if (x["phase"], x["workload"], x["contender"]) == ("tuning", task.name, SPECTRAL)
         ]
     )
-    line = {"contender": NAME, "settings": "cascades of devices"}
+    line = {"contender": form.name, "settings": form.settings}
     return [
         task.job(
             "final",

@@ -1,5 +1,7 @@
 """Cascades of devices as numbers, what is done with them, and how runs become a table."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pennylane as qml
 import pytest
 
 import qsgd_jax as qsgd
+from experiments.engine import command
 from experiments.engine.statistics import curves_of
 from experiments.noisy_cascades import figures, probing, study, tables
 from experiments.noisy_cascades.probing import AS_PROBED, DRIFT, EXACT, REFITTED
@@ -63,19 +66,19 @@ def test_the_device_that_drifts_begins_without_noise_and_ends_as_said():
 
 
 def _cascades():
-    """Two probes of a device, and three of one that drifts, as `probed` returns them."""
+    """Two probes of a device, and three of one that drifts, as `probing` writes them."""
     rows = [probing.as_numbers(_measured(5000, seed)).tolist() for seed in range(5)]
     exact = probing.as_numbers(probing.hand_set()).tolist()
     return {
         EXACT: {REFITTED: [exact]},
         "noisy": {REFITTED: rows[:2], AS_PROBED: rows[:2]},
-        DRIFT: {REFITTED: rows[2:], AS_PROBED: rows[2:]},
+        DRIFT: {REFITTED: rows[2:]},
     }
 
 
 def test_each_seed_has_a_probe_of_its_own_and_drift_is_followed_or_not():
     rows, places = study.table(_cascades())
-    assert rows.shape == (11, 3, 5)
+    assert rows.shape == (8, 3, 5)
     assert places[Arm(EXACT, REFITTED)] == [(0, 0)] * probing.PROBES
     assert places[Arm("noisy", REFITTED)] == [(1, 1), (2, 2)]
     assert places[Arm("noisy", AS_PROBED)] == [(3, 3), (4, 4)]
@@ -134,8 +137,10 @@ def test_runs_are_at_the_study_s_best_settings_and_become_a_table():
         for how, each in ways.items():
             if len(each) == 2:
                 ways[how] = (each * 5)[: probing.PROBES]
-    places = study.table(cascades)[1]
-    runs = study.jobs(task, places, _tuning(task.name))
+    rows, places = study.table(cascades)
+    runs = study.jobs(task, study.contender(rows), places, _tuning(task.name))
+    other = study.contender(rows + np.float32(1e-6)).name  # its runs are other runs
+    assert {run.contender for run in runs} == {study.contender(rows).name} != {other}
     assert {run.hyper["beta"] for run in runs} == {0.95} and len(runs) == 5 * probing.PROBES
     losses = {"noisy | scale as it was": 1.5, "noisy | refitted scale": 1.002}
     lines = []
@@ -164,3 +169,34 @@ def test_the_share_that_is_left_is_of_mean_gains():
 def test_the_figure_is_drawn(tmp_path):
     figures.functions(tmp_path / "f.png", _cascades())
     assert (tmp_path / "f.png").stat().st_size > 10_000
+
+
+def test_probing_keeps_what_is_done_and_probes_again_what_is_refused(tmp_path, monkeypatch):
+    opened = []
+
+    def open_device():
+        opened.append(len(opened))
+        return qml.device("lightning.qubit", 1, seed=len(opened))
+
+    one = "lightning", [open_device] * 2, 300  # of which some are refused
+    two = DRIFT, [lambda: probing.drifting(1.0)], 2000
+    monkeypatch.setattr(probing, "kinds", lambda: iter([one]))
+    probing.main(["--output", str(tmp_path)])
+    file = tmp_path / probing.FILE
+    first = json.loads(file.read_text())
+    assert len(first["cascades"]["lightning"][REFITTED]) == 2
+    assert first["refused"]["lightning"] == len(opened) - 2 > 0
+    count = len(opened)
+    monkeypatch.setattr(probing, "kinds", lambda: iter([one, two]))
+    probing.main(["--output", str(tmp_path)])
+    second = json.loads(file.read_text())
+    assert (
+        len(opened) == count and second["cascades"]["lightning"] == first["cascades"]["lightning"]
+    )
+    assert list(second["cascades"][DRIFT]) == [REFITTED]
+
+
+def test_a_study_without_results_is_not_packed(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none of results"):
+        command.pack(tmp_path, tmp_path / "packed", ["results.jsonl"], [])
+    assert not (tmp_path / "packed").exists()
