@@ -41,6 +41,9 @@ from benchmarks import (
     text_classification,
     training,
 )
+from benchmarks.natural import ground_states, steps
+from benchmarks.natural.problems import entangled
+from benchmarks.natural.tables import tables
 
 CLINC = {
     "data_full.json": {
@@ -373,8 +376,8 @@ def test_natural_gradient_compares_steps_and_starts(tmp_path, monkeypatch):
     peer.write_text(
         "import sys\nprint('{}', flush=True)\nfor _ in sys.stdin: print(7.0, flush=True)"
     )
-    monkeypatch.setattr(natural_gradient, "PEER", peer)
-    monkeypatch.setattr(natural_gradient, "RATES", (0.1,))
+    monkeypatch.setattr(steps, "PEER", peer)
+    monkeypatch.setattr(ground_states, "RATES", (0.1,))
     natural_gradient.main(
         f"--devices default.qubit --timed-qubits 2 --depth 1 --rounds 6 --qubits 4 --seeds 2 "
         f"--tuning-seeds 1 --steps 20 --shots 100 --python {sys.executable} "
@@ -388,8 +391,8 @@ def test_natural_gradient_compares_steps_and_starts(tmp_path, monkeypatch):
     assert report["exact"][0]["arms"]["natural, whole"]["reached"]["0.01"]["seeds"] == 2
     adam, natural = report["measured"][0]["arms"].values()
     assert 0 < adam["executions"] < natural["executions"]
-    steps, exact, measured = natural_gradient.tables(report)
-    assert len(steps.rows) == 5 and len(exact.rows) == len(measured.rows) == 4
+    a_step, exact, measured = tables(report)
+    assert len(a_step.rows) == 5 and len(exact.rows) == len(measured.rows) == 4
     x = report["exact"][0]["arms"]["natural, whole"]
     seconds = x["reached"]["0.01"]["steps"] * x["step_ms"]["default.qubit"] / 1000
     assert exact.columns[3:6] == ["steps to 0.01", "seeds", "seconds, default.qubit"]
@@ -399,8 +402,8 @@ def test_natural_gradient_compares_steps_and_starts(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # PennyLane's own
 @pytest.mark.parametrize("kind", ["by hand", "whole"])
 def test_metrics_of_the_natural_gradient_s_time_are_the_same(kind):
-    problem = natural_gradient.entangled(2, 1)
-    chosen = natural_gradient.metrics(problem, "default.qubit")
+    problem = entangled(2, 1)
+    chosen = steps.metrics(problem, "default.qubit")
     params = {"weights": jnp.linspace(0.1, 1, 4).reshape(1, 2, 2)}
     expected: Any = qml.metric_tensor(
         qml.QNode(problem.circuit, qml.device("default.qubit", wires=3), interface="autograd")

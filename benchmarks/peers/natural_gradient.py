@@ -1,7 +1,7 @@
 """PennyLane's QNGOptimizerQJIT, as a server of steps.
 
 `python natural_gradient.py DEVICE N_QUBITS DEPTH APPROX` takes steps on the circuit of
-`benchmarks/natural_gradient.py`, says hello with one line of JSON, and then answers each line on
+`benchmarks/natural/problems.py`, says hello with one line of JSON, and then answers each line on
 standard input with the seconds of one step. APPROX is none, block-diag or diag. It needs a jax that
 PennyLane's metric tensor runs on, as in the environment of `make test-catalyst`.
 """

@@ -1,0 +1,1 @@
+"""What `benchmarks/natural_gradient.py` times, trains and prints."""
