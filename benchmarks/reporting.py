@@ -152,11 +152,18 @@ class Table:
 
     def markdown(self) -> str:
         """Return it as GitHub's markdown; the title is a line above, notes become sentences."""
-        columns, *rows = (
-            [cell.replace("|", r"\|") for cell in row] for row in (self.columns, *self.rows)
-        )
-        rule = ["---", *("--:" for _ in columns[1:])]
-        lines = [f"**{self.title}**", ""]
-        lines += [f"| {' | '.join(row)} |" for row in (columns, rule, *rows)]
+        lines = [f"**{self.title}**", "", markdown_table(self.columns, self.rows)]
         notes = " ".join(f"{note.removesuffix('.')}." for note in self.notes)
         return "\n".join([*lines, "", notes] if notes else lines)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as GitHub's markdown, the first column to the left, the others to the right.
+
+    Args:
+        columns: Titles.
+        rows: Cells.
+    """
+    titles, *lines = ([cell.replace("|", r"\|") for cell in row] for row in (columns, *rows))
+    rule = ["---", *("--:" for _ in columns[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rule, *lines))

@@ -92,23 +92,14 @@ def _markdown(
     figures: Mapping[str, str],
 ) -> str:
     all_rows = [row for rows in tables.values() for row in rows]
-    parts = [markdown_table(BAR_COLUMNS, [_bar_cells(one, labels) for one in bars(all_rows)])]
+    parts = [
+        reporting.markdown_table(BAR_COLUMNS, [_bar_cells(one, labels) for one in bars(all_rows)])
+    ]
     parts += [f"![Differences to AdamW]({figures['forest']})", LEGEND]
     for workload, rows in tables.items():
         parts.append(f"### {workload}, {comparison.horizon(workload):,} steps")
-        parts.append(markdown_table(COLUMNS, [cells(row, labels) for row in rows]))
+        parts.append(reporting.markdown_table(COLUMNS, [cells(row, labels) for row in rows]))
     return "\n\n".join([*parts, f"![Learning curves]({figures['curves']})"])
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table, its first column to the left and the others to the right.
-
-    Args:
-        columns: Titles.
-        rows: Cells.
-    """
-    rule = ["---", *("--:" for _ in columns[1:])]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))
 
 
 def cells(row: Row, labels: Mapping[str, str]) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks.reporting import markdown_table
 from experiments.engine.contender import BASELINE
-from experiments.engine.report import markdown_table, p_value
+from experiments.engine.report import p_value
 from experiments.engine.statistics import Estimate, bootstrap, holm
 from experiments.evidence.effects import (
     ACCURACY,

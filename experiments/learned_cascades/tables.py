@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.engine.report import markdown_table, p_value
+from benchmarks.reporting import markdown_table
+from experiments.engine.report import p_value
 from experiments.engine.results import Result
 from experiments.engine.statistics import curves_of, holm
 from experiments.learned_cascades.study import FINAL, HAND_SET

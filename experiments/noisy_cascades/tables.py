@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy import stats
 
+from benchmarks.reporting import markdown_table
 from experiments.engine.contender import BASELINE
-from experiments.engine.report import markdown_table
 from experiments.engine.results import Result
 from experiments.engine.statistics import Losses, curves_of
 from experiments.noisy_cascades.probing import EXACT, REFITTED

@@ -180,7 +180,7 @@ def bar_table(comparison: Comparison, labels: Mapping[str, str]) -> str:
                     ]
                 )
     columns = ("task and form", "steps", "test loss", "better AdamW", "difference", "p (less)")
-    return report.markdown_table(columns, rows)
+    return reporting.markdown_table(columns, rows)
 
 
 if __name__ == "__main__":

@@ -189,11 +189,11 @@ def tables(results: Sequence[Result]) -> str:
             )
     return "\n\n".join(
         [
-            report.markdown_table(
+            reporting.markdown_table(
                 ("task: second moment", "β₂", "learning rate", "test loss", "to none", "p"), final
             ),
             "What was tried (validation loss, mean of two seeds):",
-            report.markdown_table(
+            reporting.markdown_table(
                 ("task: second moment", "β₂", "times the learning rate", "loss"), tried
             ),
         ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from benchmarks.reporting import markdown_table
 from experiments.engine.contender import BASELINE
-from experiments.engine.report import markdown_table, p_value
+from experiments.engine.report import p_value
 from experiments.engine.results import diverged
 from experiments.engine.statistics import bootstrap, curves_of, holm
 from experiments.spectral_study.arms import ARMS, LABELS, MUON, SPECTRAL
