@@ -34,7 +34,7 @@ class Task:
         seeds: Of the final runs.
         points: Evaluations a run.
         like: Another task, whose best settings are taken over; the learning rate is tried anew,
-            at half, once and twice theirs.
+            at half, once and twice theirs, and beyond while the best is at the border.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Plan:
             return {name: self._tuned(task, name, run) for name in self.arms}
         if like is None or like.name != task.like:
             raise ValueError(f"like={like!r}: {task.name} takes the settings of {task.like} over.")
-        return at_best_rates(task, self.chosen(like, run), run)
+        return at_best_rates(task, self.chosen(like, run), run, beyond=True)
 
     def finals(self, task: Task, chosen: Mapping[str, Result]) -> list[Job]:
         """Return the runs that count.
@@ -195,22 +195,38 @@ def times(line: Result, factor: float) -> Result:
     return line | {"hyper": hyper, "trial": f"{line['trial']} x {factor:.3g}"}
 
 
-def at_best_rates(task: Task, lines: Mapping[str, Result], run: Run) -> dict[str, Result]:
+def at_best_rates(
+    task: Task, lines: Mapping[str, Result], run: Run, *, beyond: bool = False
+) -> dict[str, Result]:
     """Return a run of each at the best of half, once and twice its learning rate.
 
     Args:
         task: Where it is tried.
         lines: Results, whose settings are taken, by any name.
         run: From jobs and what to call them to their results.
+        beyond: Whether a rate at the border is halved or doubled until the best is not.
     """
-    jobs = {
-        name: [
-            task.job("tuning", times(line, factor), seed=FIRST_TUNING_SEED) for factor in FACTORS
+    tried: dict[str, dict[float, Result]] = {name: {} for name in lines}
+    ahead = dict.fromkeys(lines, FACTORS)
+    while ahead:
+        trials = [(name, factor) for name, factors in ahead.items() for factor in factors]
+        jobs = [
+            task.job("tuning", times(lines[name], factor), seed=FIRST_TUNING_SEED)
+            for name, factor in trials
         ]
-        for name, line in lines.items()
-    }
-    found = iter(run([job for each in jobs.values() for job in each], f"{task.name}: rates"))
-    return {name: best_trial([next(found) for _ in each]) for name, each in jobs.items()}
+        found = run(jobs, f"{task.name}: rates")
+        for (name, factor), result in zip(trials, found, strict=True):
+            tried[name][factor] = result
+        ahead = {name: _past_the_border(tried[name]) for name in ahead} if beyond else {}
+        ahead = {name: factors for name, factors in ahead.items() if factors}
+    return {name: best_trial([*results.values()]) for name, results in tried.items()}
+
+
+def _past_the_border(tried: Mapping[float, Result]) -> tuple[float, ...]:
+    best = best_trial([*tried.values()])
+    if best is tried[min(tried)]:
+        return (min(tried) / 2,)
+    return (2 * max(tried),) if best is tried[max(tried)] else ()
 
 
 def controls(task: Task, names: Iterable[str], line: Result, run: Run) -> None:

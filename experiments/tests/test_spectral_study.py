@@ -100,8 +100,34 @@ def test_settings_are_taken_over_with_the_rate_tried_anew(finished):
     found = planned.chosen(longer, run, BOWL)
     for name, line in found.items():
         rate = line["hyper"]["learning_rate"] / chosen[name]["hyper"]["learning_rate"]
-        assert rate in plan.FACTORS
+        assert np.log2(rate) == round(np.log2(rate))
         assert line["steps"] == 40
+
+
+@pytest.mark.parametrize(
+    ("best", "further"), [(1.0, ()), (2**-4, (2**-2, 2**-3, 2**-4, 2**-5)), (4.0, (4.0, 8.0))]
+)
+def test_rates_are_tried_beyond_the_border_until_the_best_is_not_there(best, further):
+    asked: list[float] = []
+
+    def run(jobs: Any, label: str) -> Any:
+        del label
+        found = []
+        for job in jobs:
+            asked.append(job.hyper["learning_rate"])
+            off = abs(np.log2(job.hyper["learning_rate"] / best))
+            losses = [9.0, float(off)]
+            found.append(job.as_json() | {"train": losses, "validation": losses})
+        return found
+
+    hyper = {"learning_rate": 1.0}
+    line = {"contender": "adamw", "settings": "", "trial": "t", "hyper": hyper}
+    for beyond, expected in ((False, ()), (True, further)):
+        asked.clear()
+        found = plan.at_best_rates(BOWL, {"a": line}, run, beyond=beyond)
+        assert asked == [*plan.FACTORS, *expected]
+        rate = found["a"]["hyper"]["learning_rate"]
+        assert rate == (best if beyond else np.clip(best, 0.5, 2))
 
 
 def test_the_cost_counts_what_is_run(finished):
