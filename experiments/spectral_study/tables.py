@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from benchmarks.reporting import markdown_table
 from experiments.engine.contender import BASELINE
@@ -249,30 +249,18 @@ def sections(study: Study, claims: Sequence[str], others: Sequence[str]) -> list
         claims: Tasks on which claims are made.
         others: The other tasks.
     """
-    tasks, rest = ([task for task in names if task in study.tasks] for names in (claims, others))
-    parts: list[str] = []
-    tables: list[tuple[str, Callable[[], str], bool]] = [
-        ("The bars", lambda: bars(study, tasks), set(claims) <= set(tasks)),
-        ("Against AdamW", lambda: adamw_table(study, tasks), bool(tasks)),
-        ("Against Muon", lambda: muon_table(study, tasks), bool(tasks)),
-        ("Other tasks, against AdamW", lambda: adamw_table(study, rest), bool(rest)),
-        ("Other tasks, against Muon", lambda: muon_table(study, rest), bool(rest)),
-        *(
-            (f"What does it: {task}", lambda task=task: controls_table(study, task), True)
-            for task in tasks
-            if study.of_controls(task)
-        ),
-        (
-            "Diverged, at 0.1 to 3 times the best learning rate",
-            lambda: divergence_table(study, tasks),
-            divergences(study),
-        ),
-        ("What tuning chose", lambda: settings_table(study, [*tasks, *rest]), True),
-    ]
-    for title, table, wanted in tables:
-        if wanted:
-            parts += [f"### {title}", table()]
-    return parts
+    tasks = [task for task in claims if task in study.tasks]
+    rest = [task for task in others if task in study.tasks]
+    found = _differences(study, claims, others)
+    found |= {
+        f"What does it: {task}": controls_table(study, task)
+        for task in tasks
+        if study.of_controls(task)
+    }
+    if divergences(study):
+        found["Diverged, at 0.1 to 3 times the best learning rate"] = divergence_table(study, tasks)
+    found["What tuning chose"] = settings_table(study, [*tasks, *rest])
+    return [part for title, table in found.items() for part in (f"### {title}", table)]
 
 
 def findings(study: Study, claims: Sequence[str], others: Sequence[str]) -> str:
@@ -283,6 +271,17 @@ def findings(study: Study, claims: Sequence[str], others: Sequence[str]) -> str:
         claims: Tasks on which claims are made.
         others: The other tasks.
     """
-    tasks = [task for task in (*claims, *others) if task in study.tasks]
-    parts = [adamw_table(study, tasks), muon_table(study, tasks)]
-    return "\n\n".join([bars(study, claims), *parts] if set(claims) <= set(tasks) else parts)
+    found = _differences(study, claims, others)
+    return "\n\n".join(part for title, table in found.items() for part in (f"*{title}*", table))
+
+
+def _differences(study: Study, claims: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """Each group of tasks is a family of its own, over which p is adjusted."""
+    found = {}
+    if set(claims) <= set(study.tasks):
+        found["The bars"] = bars(study, claims)
+    for prefix, names in (("Against", claims), ("Other tasks, against", others)):
+        if tasks := [task for task in names if task in study.tasks]:
+            found[f"{prefix} AdamW"] = adamw_table(study, tasks)
+            found[f"{prefix} Muon"] = muon_table(study, tasks)
+    return found
