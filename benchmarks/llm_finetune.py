@@ -192,7 +192,11 @@ def _arms(args: argparse.Namespace) -> dict[str, Arm]:
             settings = f"quantum_weight={weight}, weigh={weigh}, coverage={coverage}"
             arms[name] = Arm(name, f"λ = {weight}, {weigh}, {coverage}", build, settings)
     if args.optimizer == "spectral":
-        arms["spectral"] = Arm("spectral", "spectral", spectral, "qsgd_jax.superpositional_muon")
+        rate = _peak(spectral, args)
+        label = "spectral" if rate == args.learning_rate else f"spectral, learning rate {rate:g}"
+        arms["spectral"] = Arm("spectral", label, spectral, "qsgd_jax.superpositional_muon")
+    elif args.spectral_learning_rate is not None:
+        raise ValueError("--spectral-learning-rate is that of --optimizer spectral.")
     for arm in args.arm:
         if arm.name in arms or arm.name == "control":
             raise ValueError(f"--arm: there are two arms called {arm.name!r}.")
@@ -201,7 +205,7 @@ def _arms(args: argparse.Namespace) -> dict[str, Arm]:
         arms[arm.name] = arm
     for arm in arms.values():
         # To fail now rather than after the first arm has trained.
-        arm.build(vars(args) | {"seed": 0}, args.learning_rate)
+        arm.build(vars(args) | {"seed": 0}, _peak(arm.build, args))
     return arms
 
 
@@ -209,9 +213,14 @@ def make_optimizer(
     build: Build, args: argparse.Namespace, seed: int, steps: int
 ) -> optax.GradientTransformation:
     """Return gradient clipping and the arm's optimizer under the schedule of a run."""
-    schedule = warmup_and_decay(args.learning_rate, warmup_steps(args, steps), steps)
+    schedule = warmup_and_decay(_peak(build, args), warmup_steps(args, steps), steps)
     optimizer = build(vars(args) | {"seed": seed}, schedule)
     return optax.chain(optax.clip_by_global_norm(args.clip_norm), optimizer)
+
+
+def _peak(build: Build, args: argparse.Namespace) -> float:
+    own = args.spectral_learning_rate if build is spectral else None
+    return args.learning_rate if own is None else own
 
 
 def warmup_steps(args: argparse.Namespace, steps: int) -> int:
@@ -370,6 +379,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add(group, "epochs", positive(int), 1, "passes over the data (default: 1)")
     _add(group, "learning-rate", positive(float), 2e-5, "at its peak (default: 2e-5)")
+    spectral_rate = "of --optimizer spectral's own arm (default: that of --learning-rate)"
+    _add(group, "spectral-learning-rate", positive(float), None, spectral_rate)
     decay = "decoupled, of all parameters (default: 0.01)"
     _add(group, "weight-decay", not_negative(float), 0.01, decay)
     _add(group, "warmup-steps", not_negative(int), None, "default: 500/7473 of the run")

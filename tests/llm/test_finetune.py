@@ -84,6 +84,22 @@ def test_the_spectral_form_is_an_arm(tiny, problems, finished, tmp_path):
     assert np.mean(curve[-3:]) < 0.95 * np.mean(curve[:3])
 
 
+def test_the_spectral_form_has_a_learning_rate_of_its_own(tiny, problems, tmp_path, capsys):
+    rates = {"same": (1e-3, None), "own": (2e-3, 1e-3)}
+    for name, (rate, own) in rates.items():
+        more = ["--optimizer", "spectral", "--learning-rate", str(rate)]
+        more += [] if own is None else ["--spectral-learning-rate", str(own)]
+        llm_finetune.main(arguments(tiny, problems, tmp_path / name, *more))
+    same, own = (tmp_path / name for name in rates)
+    assert losses(same, "spectral") == losses(own, "spectral")
+    assert losses(same, "adamw") != losses(own, "adamw")
+    arms = json.loads((own / "llm_finetune.json").read_text())["arms"]
+    assert [arm["label"] for arm in arms.values()] == ["AdamW", "spectral, learning rate 0.001"]
+    with pytest.raises(SystemExit):
+        llm_finetune.main(arguments(tiny, problems, tmp_path, "--spectral-learning-rate", "1e-3"))
+    assert "--spectral-learning-rate is that of --optimizer spectral" in capsys.readouterr().err
+
+
 def test_what_is_finished_is_not_trained_again_and_other_settings_are_refused(
     finished, tiny, problems, tmp_path, capsys
 ):
