@@ -18,7 +18,7 @@ from experiments.engine.results import Results, read_results
 from experiments.engine.runner import Bench, run_jobs
 from experiments.engine.statistics import curves_of
 from experiments.engine.workload import Workload, training_run
-from experiments.spectral_study import arms, effects, measure, plan, tables
+from experiments.spectral_study import arms, effects, larger, measure, plan, tables
 from experiments.spectral_study.__main__ import CLAIMS, CONTENDERS, OTHERS, TASKS, read
 from experiments.spectral_study.controls import CONTROLS, by_svd
 from experiments.tests.test_engine import DATA, quadratic, sgd
@@ -386,6 +386,18 @@ def test_singular_values_along_a_training_are_those_of_the_change():
     np.testing.assert_allclose(found, [0.5 * sigma, 1.5 * sigma], rtol=1e-4)
 
 
+def test_each_optimizers_loss_stands_at_its_own_learning_rate():
+    def content(rate, own, adamw, spectral):
+        arms = {"adamw": adamw, "spectral": spectral}
+        return {
+            "arguments": {"learning_rate": rate, "spectral_learning_rate": own},
+            "arms": {x: {"summary": {"test_nll": {"mean": loss}}} for x, loss in arms.items()},
+        }
+
+    found = larger.tuning_table([content(1e-4, None, 0.9, 1.1), content(1e-4, 1e-3, 0.9, 1.05)])
+    assert found.splitlines()[2:] == ["| 0.0001 | 0.9000 | 1.1000 |", "| 0.001 | – | 1.0500 |"]
+
+
 def _between(path, begin):
     _, found, rest = path.read_text().partition(begin)
     content, end, _ = rest.partition(report.END)
@@ -397,7 +409,7 @@ def test_the_record_and_the_findings_are_what_the_stored_runs_say():
     stored, records = HERE / "results" / "spectral_study", HERE / "records"
     study = read(stored)
     text = _between(records / "spectral_study.md", report.BEGIN)
-    for part in tables.sections(study, CLAIMS, OTHERS):
+    for part in [*tables.sections(study, CLAIMS, OTHERS), *larger.sections(stored)]:
         assert part in text
     pictures = re.findall(r"!\[.*\]\((.*)\)", text)
     assert pictures and all((records / file).is_file() for file in pictures)
