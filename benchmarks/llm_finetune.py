@@ -192,7 +192,7 @@ def _arms(args: argparse.Namespace) -> dict[str, Arm]:
             settings = f"quantum_weight={weight}, weigh={weigh}, coverage={coverage}"
             arms[name] = Arm(name, f"λ = {weight}, {weigh}, {coverage}", build, settings)
     if args.optimizer == "spectral":
-        rate = _peak(spectral, args)
+        rate = _peak_learning_rate(spectral, args)
         label = "spectral" if rate == args.learning_rate else f"spectral, learning rate {rate:g}"
         arms["spectral"] = Arm("spectral", label, spectral, "qsgd_jax.superpositional_muon")
     elif args.spectral_learning_rate is not None:
@@ -205,7 +205,7 @@ def _arms(args: argparse.Namespace) -> dict[str, Arm]:
         arms[arm.name] = arm
     for arm in arms.values():
         # To fail now rather than after the first arm has trained.
-        arm.build(vars(args) | {"seed": 0}, _peak(arm.build, args))
+        arm.build(vars(args) | {"seed": 0}, _peak_learning_rate(arm.build, args))
     return arms
 
 
@@ -213,12 +213,12 @@ def make_optimizer(
     build: Build, args: argparse.Namespace, seed: int, steps: int
 ) -> optax.GradientTransformation:
     """Return gradient clipping and the arm's optimizer under the schedule of a run."""
-    schedule = warmup_and_decay(_peak(build, args), warmup_steps(args, steps), steps)
+    schedule = warmup_and_decay(_peak_learning_rate(build, args), warmup_steps(args, steps), steps)
     optimizer = build(vars(args) | {"seed": seed}, schedule)
     return optax.chain(optax.clip_by_global_norm(args.clip_norm), optimizer)
 
 
-def _peak(build: Build, args: argparse.Namespace) -> float:
+def _peak_learning_rate(build: Build, args: argparse.Namespace) -> float:
     own = args.spectral_learning_rate if build is spectral else None
     return args.learning_rate if own is None else own
 

@@ -43,7 +43,7 @@ from experiments.engine.results import (
 )
 from experiments.engine.runner import Bench, run_jobs
 from experiments.engine.workload import SplitName, Workload
-from experiments.spectral_study import figures, larger, tables
+from experiments.spectral_study import figures, larger_model, tables
 from experiments.spectral_study.arms import ARMS, FINE_TUNING_RATES, RATES, SPECTRAL
 from experiments.spectral_study.controls import CONTROLS
 from experiments.spectral_study.effects import Study
@@ -72,7 +72,7 @@ PLAN = Plan(ARMS, SPECTRAL)
 PARTS = ("final", "other-rates", "controls", "time", "spectra")
 MATRIX, LOOKS = "['blocks'][0]['expand']['kernel']", (10, 50, 200, 500, 1000)
 LINES = ("results.jsonl", "controls.jsonl")
-MEASURED = ("time.json", "spectra.json", "provenance.json", *larger.TUNING)
+MEASURED = ("time.json", "spectra.json", "provenance.json", *larger_model.TUNING)
 WITH_CONTROLS, CONTROL_SEEDS = ("wikitext", "hwu64"), 10
 CONTENDERS = {x.name: x for variants in ARMS.values() for x in variants}
 
@@ -191,7 +191,7 @@ def _report(folder: Path, path: Path) -> None:
     with_controls = [
         task for task in WITH_CONTROLS if len(study.of_controls(task)) == len(CONTROLS)
     ]
-    parts = [*tables.sections(study, CLAIMS, OTHERS), *larger.sections(folder)]
+    parts = [*tables.sections(study, CLAIMS, OTHERS), *larger_model.sections(folder)]
 
     def picture(name: str, draw: Callable[[Path], None], text: str) -> None:
         file = path.with_name(f"{path.stem}_{name}.png")

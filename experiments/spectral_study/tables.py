@@ -159,8 +159,9 @@ def controls_table(study: Study, task: str) -> str:
     for name, loss in losses.items():
         own = [""] * 2 if name == SPECTRAL else [str(effects[name]), p_value(adjusted[name])]
         rate = found[name][0]["hyper"]["learning_rate"]
-        rows.append([CONTROLS[name].label, f"{rate:.4f}", f"{loss.mean():.4f}", *own])
-    columns = ["what is done", "learning rate", "loss", "to the first row", "p"]
+        lost = f"{sum(map(diverged, found[name]))} of {len(loss)}"
+        rows.append([CONTROLS[name].label, f"{rate:.4f}", f"{loss.mean():.4f}", *own, lost])
+    columns = ["what is done", "learning rate", "loss", "to the first row", "p", "diverged"]
     return markdown_table(columns, rows)
 
 

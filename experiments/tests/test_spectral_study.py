@@ -18,7 +18,7 @@ from experiments.engine.results import Results, read_results
 from experiments.engine.runner import Bench, run_jobs
 from experiments.engine.statistics import curves_of
 from experiments.engine.workload import Workload, training_run
-from experiments.spectral_study import arms, effects, larger, measure, plan, tables
+from experiments.spectral_study import arms, effects, larger_model, measure, plan, tables
 from experiments.spectral_study.__main__ import CLAIMS, CONTENDERS, OTHERS, TASKS, read
 from experiments.spectral_study.controls import CONTROLS, by_svd
 from experiments.tests.test_engine import DATA, quadratic, sgd
@@ -394,7 +394,9 @@ def test_each_optimizers_loss_stands_at_its_own_learning_rate():
             "arms": {x: {"summary": {"test_nll": {"mean": loss}}} for x, loss in arms.items()},
         }
 
-    found = larger.tuning_table([content(1e-4, None, 0.9, 1.1), content(1e-4, 1e-3, 0.9, 1.05)])
+    found = larger_model.tuning_table(
+        [content(1e-4, None, 0.9, 1.1), content(1e-4, 1e-3, 0.9, 1.05)]
+    )
     assert found.splitlines()[2:] == ["| 0.0001 | 0.9000 | 1.1000 |", "| 0.001 | – | 1.0500 |"]
 
 
@@ -409,7 +411,9 @@ def test_the_record_and_the_findings_are_what_the_stored_runs_say():
     stored, records = HERE / "results" / "spectral_study", HERE / "records"
     study = read(stored)
     text = _between(records / "spectral_study.md", report.BEGIN)
-    for part in [*tables.sections(study, CLAIMS, OTHERS), *larger.sections(stored)]:
+    larger = larger_model.sections(stored)
+    assert larger
+    for part in [*tables.sections(study, CLAIMS, OTHERS), *larger]:
         assert part in text
     pictures = re.findall(r"!\[.*\]\((.*)\)", text)
     assert pictures and all((records / file).is_file() for file in pictures)

@@ -1,4 +1,4 @@
-"""The fine-tuning of a larger model, which `benchmarks.llm_finetune` runs: its two tables."""
+"""The fine-tuning of a larger model, which `benchmarks.llm_finetune` runs: its tables."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ def sections(folder: Path) -> list[str]:
         return []
     tuning = tuning_table([_read(folder / name) for name in TUNING])
     final = [table.markdown() for table in tables(_read(FINAL))]
-    return ["### SmolLM2: test loss at each learning rate", tuning, "### SmolLM2", *final]
+    titles = "### SmolLM2: loss of the tuning runs", "### SmolLM2: final runs, fine-tuned on GSM8K"
+    return [titles[0], tuning, titles[1], *final]
 
 
 def tuning_table(contents: list[Mapping[str, Any]]) -> str:
-    """Return each optimizer's test loss at each of its learning rates.
+    """Return each optimizer's loss at each of its learning rates.
 
     Args:
         contents: Of the benchmark's files.
     """
     losses: dict[float, dict[str, str]] = {}
     for content in contents:
-        given = content["arguments"]
-        own = {"spectral": given.get("spectral_learning_rate")}
+        arguments = content["arguments"]
+        own = {"spectral": arguments.get("spectral_learning_rate")}
         for name, arm in content["arms"].items():
-            rate = own.get(name) or given["learning_rate"]
+            rate = own.get(name) or arguments["learning_rate"]
             cells = losses.setdefault(rate, {})
             cells[name] = f"{arm['summary']['test_nll']['mean']:.4f}"
     rows = [
