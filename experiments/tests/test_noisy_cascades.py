@@ -1,6 +1,7 @@
 """Cascades of devices as numbers, what is done with them, and how runs become a table."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,12 @@ import pytest
 
 import qsgd_jax as qsgd
 from experiments.engine import command
+from experiments.engine.results import read_results
 from experiments.engine.statistics import curves_of
 from experiments.noisy_cascades import figures, probing, study, tables
 from experiments.noisy_cascades.probing import AS_PROBED, DRIFT, EXACT, REFITTED
 from experiments.noisy_cascades.study import NEVER_REFRESHED, REFRESHED, Arm
+from experiments.spectral_study.__main__ import read
 from experiments.spectral_study.arms import SPECTRAL
 from experiments.spectral_study.effects import Study
 
@@ -200,3 +203,15 @@ def test_a_study_without_results_is_not_packed(tmp_path):
     with pytest.raises(FileNotFoundError, match="none of results"):
         command.pack(tmp_path, tmp_path / "packed", ["results.jsonl"], [])
     assert not (tmp_path / "packed").exists()
+
+
+def test_the_record_is_what_the_stored_runs_say():
+    experiments = Path(__file__).parents[1]
+    stored = experiments / "results"
+    folder = stored / "noisy_cascades"
+    arms = study.table(json.loads((folder / probing.FILE).read_text())["cascades"])[1]
+    lines = read_results(folder / "results.jsonl.gz")
+    parts = tables.sections(arms, lines, read(stored / "spectral_study"))
+    assert len(parts) == 2 * len(study.TASKS)
+    text = (experiments / "records" / "noisy_cascades.md").read_text()
+    assert all(part in text for part in parts)
