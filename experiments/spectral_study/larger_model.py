@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def sections(folder: Path) -> list[str]:
     return [titles[0], tuning, titles[1], *final]
 
 
-def tuning_table(contents: list[Mapping[str, Any]]) -> str:
+def tuning_table(contents: Sequence[Mapping[str, Any]]) -> str:
     """Return each optimizer's loss at each of its learning rates.
 
     Args:

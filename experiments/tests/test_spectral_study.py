@@ -355,6 +355,10 @@ def test_what_diverged_is_counted():
     lines += [_line("muon", phase="robustness"), _line("spectral", phase="robustness")]
     table = tables.divergence_table(effects.Study(lines), ["wikitext"])
     assert "| AdamW | 1 of 3 | 1 of 3 |" in table
+    losses = {"spectral": (1, 1), "svd-root": (1, 5)}
+    controls = [_line(x, seed=i, loss=loss) for x in losses for i, loss in enumerate(losses[x])]
+    rows = tables.controls_table(effects.Study([], controls), "wikitext").splitlines()[2:]
+    assert [row.split(" | ")[-1] for row in rows] == ["0 of 2 |", "1 of 2 |"]
 
 
 def test_a_step_s_time_leaves_out_what_is_no_step(finished, monkeypatch):
