@@ -19,17 +19,12 @@ from experiments.spectral_study.arms import FINE_TUNING_RATES, RATES, SPECTRAL
 from experiments.spectral_study.plan import Run, Task, at_best_rates
 
 # Looked at: some learn, the others choose among what was learned.
-LEARN = tuple(
+SYNTHETIC = tuple(
     Task(name, 300, RATES, shares=())
-    for name in (
-        "teacher-mlp",
-        "regression-mlp",
-        "markov-transformer",
-        "topics-transformer",
-        "characters",
-        "word-problems",
-    )
+    for name in ("teacher-mlp", "regression-mlp", "markov-transformer", "topics-transformer")
 )
+TEXTS = tuple(Task(name, 300, RATES, shares=()) for name in ("characters", "word-problems"))
+LEARN = (*SYNTHETIC, *TEXTS)
 CHOOSE = (
     *(
         Task(name, 600, RATES, shares=())
@@ -101,7 +96,7 @@ def tuned(tasks: Iterable[Task], run: Run) -> Rests:
 
 
 def evolved(form: str, seed: int, rests: Rests, run: Run) -> Hyper:
-    """Return what evolution learns on all tasks, at fixed learning rates.
+    """Return what evolution learns on all tasks, of the texts one a generation in turn.
 
     Args:
         form: `"fixed"` or `"course"`.
@@ -111,6 +106,7 @@ def evolved(form: str, seed: int, rests: Rests, run: Run) -> Hyper:
     """
 
     def score(candidates: list[Hyper], generation: int) -> list[float]:
+        tasks = (*SYNTHETIC, TEXTS[generation % len(TEXTS)])
         jobs = [
             task.job(
                 "tuning",
@@ -118,7 +114,7 @@ def evolved(form: str, seed: int, rests: Rests, run: Run) -> Hyper:
                 seed=FIRST_GENERATION + generation,
             )
             for i, numbers in enumerate(candidates)
-            for task in LEARN
+            for task in tasks
         ]
         losses = [log_loss(result) for result in run(jobs, f"generation {generation}")]
         return np.mean(np.reshape(losses, (len(candidates), -1)), axis=1).tolist()

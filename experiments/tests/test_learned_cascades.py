@@ -174,6 +174,20 @@ def _answer(jobs, label=""):
     return results
 
 
+def test_a_generation_has_all_synthetic_tasks_and_one_text_in_turn(monkeypatch):
+    rests = study.tuned(study.LEARN, _answer)
+    monkeypatch.setattr(study, "GENERATIONS", 3)
+    generations = []
+
+    def run(jobs, label):
+        generations.append({job.workload for job in jobs})
+        return _answer(jobs)
+
+    study.evolved(COURSE, 0, rests, run)
+    even, odd = ({one.name for one in study.SYNTHETIC} | {text.name} for text in study.TEXTS)
+    assert len(even) == 5 and generations == [even, odd, even]
+
+
 def test_the_study_learns_chooses_and_ends_at_each_cascade_s_best_rate(monkeypatch):
     rests = study.tuned(study.LEARN, _answer)
     assert {x["learning_rate"] for x in rests.values()} == {0.02}
