@@ -82,11 +82,17 @@ def content(cascade: qsgd.SpectralCascade) -> dict[str, Any]:
     }
 
 
-def plot(path: Path, cascade: qsgd.SpectralCascade, values: Float[np.ndarray, " values"]) -> None:
+def plot(
+    path: Path,
+    cascade: qsgd.SpectralCascade,
+    values: Float[np.ndarray, " values"],
+    *,
+    name: str = "Polar Express",
+) -> None:
     """Draw f, w = f/σ and a model's singular values on the left, each stage on the right."""
     n = len(cascade.stages)
     figure = plt.figure(figsize=(10, 7.5), layout="constrained")
-    figure.suptitle(f"Polar Express, probed on {cascade.stages[0].provenance.device}")
+    figure.suptitle(f"{name}, probed on {cascade.stages[0].provenance.device}")
     grid = figure.add_gridspec(3 * n, 2)  # three panels on the left, n on the right
     whole = [figure.add_subplot(grid[n * place : n * (place + 1), 0]) for place in range(3)]
     _draw_whole(whole, cascade, values)

@@ -91,7 +91,10 @@ def _run(args: argparse.Namespace) -> None:
         reporting.write_json(file, found)
     if "final" in args.parts:
         name = found["best"]
-        study.finals({name: found["learned"][name]}, read_results(SPECTRAL_STUDY), run)
+        numbers = found["learned"][name]
+        lines = study.finals({name: numbers}, read_results(SPECTRAL_STUDY), run)
+        found["singular_values"] = study.singular_values(name, numbers, lines, bench)
+        reporting.write_json(file, found)
 
 
 def _report(folder: Path, path: Path) -> None:
@@ -99,10 +102,14 @@ def _report(folder: Path, path: Path) -> None:
     file = command.packed(folder, LINES)
     lines = read_results(file) if file else []
     parts = tables.sections(found, lines, read_results(SPECTRAL_STUDY))
-    for name, draw, text in (
+    pictures = [
         ("curves", figures.curves, "What was learned: f(σ) and w(σ)"),
         ("course", figures.courses, "Courses, from the first step to the last"),
-    ):
+    ]
+    if "singular_values" in found:
+        text = "The best, its probe, and the singular values of a model that it trained"
+        pictures.append(("best", figures.best, text))
+    for name, draw, text in pictures:
         picture = path.with_name(f"{path.stem}_{name}.png")
         draw(picture, found)
         parts.append(f"![{text}]({picture.name})")

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import qsgd_jax as qsgd
+from benchmarks import cascade_figure
 from experiments.engine import report
 from experiments.learned_cascades.cascades import COURSE, cascade, hand_set
 from experiments.learned_cascades.study import form_of
@@ -53,6 +54,21 @@ def courses(path: Path, found: Mapping[str, Any]) -> None:
         panels[0].set_title(name)
         panels[0].legend(fontsize="small")
     report.save(figure, path)
+
+
+def best(path: Path, found: Mapping[str, Any]) -> None:
+    """Draw the chosen cascade, a course's of the last step, as a device answers it.
+
+    Under it are the singular values of a model that it has trained.
+
+    Args:
+        path: The PNG.
+        found: What was learned, the best of it, and the singular values.
+    """
+    numbers = found["learned"][found["best"]]
+    share = 1.0 if form_of(numbers) == COURSE else None
+    values, name = np.array(found["singular_values"]), found["best"].capitalize()
+    cascade_figure.plot(path, cascade(numbers, share), values, name=name)
 
 
 def _draw(panels: Any, one: qsgd.SpectralCascade, label: str, **style: Any) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
+from benchmarks import cascade_figure
 from experiments.engine.contender import Hyper
 from experiments.engine.plan import FIRST_TUNING_SEED, best_trial
 from experiments.engine.results import Result
@@ -16,6 +18,7 @@ from experiments.engine.statistics import curves_of
 from experiments.learned_cascades import learning
 from experiments.learned_cascades.cascades import COURSE, EARLY, FIXED, FORMS, LATE, start
 from experiments.spectral_study.arms import FINE_TUNING_RATES, RATES, SPECTRAL
+from experiments.spectral_study.measure import training
 from experiments.spectral_study.plan import Run, Task, at_best_rates
 
 # Looked at: some learn, the others choose among what was learned.
@@ -70,6 +73,11 @@ def line(name: str, numbers: Hyper, rest: Hyper) -> Result:
         "trial": name,
         "hyper": {**rest, **numbers},
     }
+
+
+def cascade_of(result: Result) -> str:
+    """Return what the cascade of a run is called, whose trial also says at which rate."""
+    return result["trial"].split(" x ")[0]
 
 
 def without_numbers(hyper: Hyper) -> Hyper:
@@ -215,3 +223,26 @@ def finals(learned: Learned, tuning: Sequence[Result], run: Run) -> list[Result]
         ]
         results += run(jobs, f"{task.name}: final")
     return results
+
+
+def singular_values(
+    name: str, numbers: Hyper, lines: Sequence[Result], bench: Bench
+) -> list[float]:
+    """Return those of the momentum of a model that a cascade has trained, over its norm.
+
+    Args:
+        name: Of the cascade.
+        numbers: The cascade.
+        lines: From `finals`.
+        bench: Has the task.
+    """
+    task = FINAL[0]
+    hyper = next(
+        x["hyper"]
+        for x in lines
+        if (x["workload"], x["steps"], cascade_of(x)) == (task.name, task.horizon, name)
+    )
+    contender, hyper = FORMS[form_of(numbers)], hyper | {"steps": task.horizon}
+    workload = bench.workload(task.name, "validation")
+    ((_, state),) = deque(training(workload, contender, hyper, steps=task.horizon), maxlen=1)
+    return [float(f"{x:.4g}") for x in cascade_figure.singular_values(state)]

@@ -11,7 +11,7 @@ from benchmarks.reporting import markdown_table
 from experiments.engine.report import p_value
 from experiments.engine.results import Result
 from experiments.engine.statistics import curves_of, holm
-from experiments.learned_cascades.study import FINAL, HAND_SET
+from experiments.learned_cascades.study import FINAL, HAND_SET, cascade_of
 from experiments.spectral_study.arms import MUON
 from experiments.spectral_study.effects import Effect, Losses, Study
 from experiments.spectral_study.plan import Task
@@ -65,14 +65,9 @@ def held_out(best: str, lines: Sequence[Result], study: Study) -> str:
     """
 
     def losses(task: Task, name: str, share: float = 1.0) -> Losses:
-        # A trial is called after its cascade and the factor of its learning rate.
         wanted = "final", task.name, round(share * task.horizon), name
         return curves_of(
-            [
-                x
-                for x in lines
-                if (x["phase"], x["workload"], x["steps"], x["trial"].split(" x ")[0]) == wanted
-            ]
+            [x for x in lines if (x["phase"], x["workload"], x["steps"], cascade_of(x)) == wanted]
         )[:, -1]
 
     muon = {task: study.losses(task.name, MUON) for task in FINAL}

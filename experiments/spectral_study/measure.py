@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,10 +74,36 @@ def spectra(
         steps: Length of the run.
         looks: After how many steps.
     """
+    trained = training(workload, contender, hyper, steps=steps)
+    first, _ = next(trained)
+    axes = jax.tree.leaves(matrix_axes(first), is_leaf=is_axes_or_none)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(first)]
+    (place,) = [i for i, path in enumerate(paths) if leaf in path and axes[i] is not None]
+    rows = np.prod([jax.tree.leaves(first)[place].shape[i] for i in axes[place].reduction_axis])
+    found = []
+    for done, (params, _) in enumerate(itertools.islice(trained, max(looks)), start=1):
+        if done in looks:
+            moved = jax.tree.leaves(params)[place] - jax.tree.leaves(first)[place]
+            sigma = np.linalg.svd(np.asarray(moved).reshape(int(rows), -1), compute_uv=False)
+            found.append([float(f"{x:.5g}") for x in sigma])
+    return found
+
+
+def training(
+    workload: Workload, contender: Contender, hyper: Mapping[str, Any], *, steps: int
+) -> Iterator[tuple[Any, Any]]:
+    """Yield parameters and optimizer state of seed 0, before the first step and after each.
+
+    Args:
+        workload: The task.
+        contender: The optimizer.
+        hyper: Its settings.
+        steps: Length of the run.
+    """
     rates = learning_rates(hyper["learning_rate"], steps, warmup=hyper["warmup"], cosine=True)
     optimizer = contender.build(hyper, rates)
     initial, drawn = jax.random.split(jax.random.key(0))
-    first = params = workload.init(initial)
+    params = workload.init(initial)
     data, state = workload.data(jax.random.key(0)), optimizer.init(params)
 
     @jax.jit
@@ -86,15 +113,7 @@ def spectra(
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
-    axes = jax.tree.leaves(matrix_axes(params), is_leaf=is_axes_or_none)
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
-    (place,) = [i for i, path in enumerate(paths) if leaf in path and axes[i] is not None]
-    rows = np.prod([jax.tree.leaves(params)[place].shape[i] for i in axes[place].reduction_axis])
-    found = []
-    for i in range(max(looks)):
+    yield params, state
+    for i in range(steps):
         params, state = step(params, state, jnp.int32(i))
-        if i + 1 in looks:
-            moved = jax.tree.leaves(params)[place] - jax.tree.leaves(first)[place]
-            sigma = np.linalg.svd(np.asarray(moved).reshape(int(rows), -1), compute_uv=False)
-            found.append([float(f"{x:.5g}") for x in sigma])
-    return found
+        yield params, state

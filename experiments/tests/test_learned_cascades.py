@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import qsgd_jax as qsgd
+from experiments.engine.runner import Bench
 from experiments.learned_cascades import cascades, figures, learning, study, tables
 from experiments.learned_cascades.cascades import COURSE, EARLY, FIXED, FORMS, LATE
 from experiments.workloads.synthetic import task
@@ -149,9 +150,10 @@ def test_tables_compare_the_best_with_the_hand_set_and_with_muon(tmp_path):
     for one in study.FINAL:
         (row,) = [x for x in held_out.splitlines() if x.startswith(f"| {one.name} |")]
         assert "-0.99 % [-0.99, -0.99]" in row and "-2.00 %" in row and "-0.04 %" in row
-    for draw in (figures.curves, figures.courses):
-        draw(tmp_path / "figure.png", {"learned": learned})
-        assert (tmp_path / "figure.png").stat().st_size > 10_000
+    found = {"learned": learned, "best": "b", "singular_values": [0.9, 0.1, 0.001]}
+    for draw in (figures.curves, figures.courses, figures.best):
+        draw(tmp_path / f"{draw.__name__}.png", found)
+        assert (tmp_path / f"{draw.__name__}.png").stat().st_size > 10_000
 
 
 def test_the_command_says_what_it_does():
@@ -208,3 +210,25 @@ def test_the_study_learns_chooses_and_ends_at_each_cascade_s_best_rate(monkeypat
         shares = sorted((x["trial"].split(" x ")[0], x["steps"] / one.horizon) for x in mine)
         expected = [("evolved", 0.9), ("evolved", 1.0), ("hand-set", 1.0)]
         assert shares == [x for x in expected for _ in range(20)]
+
+
+def test_a_trained_model_s_singular_values_are_of_the_momentum_at_the_final_settings(monkeypatch):
+    one = study.Task("markov-transformer", 3, study.RATES)
+    monkeypatch.setattr(study, "FINAL", (one,))
+    moved = _moved()
+    lines = [
+        {"workload": one.name, "steps": steps, "trial": f"{name} x 2", "hyper": hyper}
+        for name, steps, hyper in (
+            ("hand-set", 3, {}),
+            ("b", 2, {}),
+            ("b", 3, study.REST | {"learning_rate": 0.02} | moved),
+        )
+    ]
+    bench = Bench(lambda name, split: task(name), FORMS)
+    found = study.singular_values("b", moved, lines, bench)
+    assert max(found) <= 1 and min(found) >= 0
+    model = task(one.name).init(jax.random.key(0))
+    shapes = [x.shape for x in jax.tree.leaves(model) if x.ndim > 1]
+    # Over the Frobenius norm the squares of a matrix's values have the sum 1; embeddings have none.
+    matrices = np.sum(np.square(found))
+    assert matrices == pytest.approx(round(matrices), abs=1e-3) and 0 < matrices < len(shapes)
