@@ -28,13 +28,15 @@ SYNTHETIC = tuple(
 )
 TEXTS = tuple(Task(name, 300, RATES, shares=()) for name in ("characters", "word-problems"))
 LEARN = (*SYNTHETIC, *TEXTS)
-CHOOSE = (
-    *(
-        Task(name, 600, RATES, shares=())
-        for name in ("clean-teacher-mlp", "reversal-transformer", "recall-transformer")
-    ),
-    Task("characters", 1000, RATES, shares=()),
-    Task("word-problems", 1000, RATES, shares=()),
+CHOOSE = tuple(
+    Task(name, 600, RATES, shares=())
+    for name in (
+        "clean-teacher-mlp",
+        "reversal-transformer",
+        "recall-transformer",
+        "characters",
+        "word-problems",
+    )
 )
 FINAL = (
     Task("wikitext", 1000, RATES, shares=(0.9,)),
@@ -44,7 +46,8 @@ FINAL = (
 )
 SEEDS = (0, 1)  # of each way of learning
 LEARNING_RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
-GENERATIONS, POPULATION, FIRST_GENERATION = 30, 10, 2000
+GENERATIONS, POPULATION, FIRST_GENERATION = 15, 10, 2000
+EVOLVED_SHARE = 0.5  # of the horizon
 ITERATIONS, UNROLLED = 60, 100
 REST = {"weight_decay": 0.01, "warmup": 0.1, "beta": 0.9}
 HAND_SET = "hand-set"
@@ -120,6 +123,7 @@ def evolved(form: str, seed: int, rests: Rests, run: Run) -> Hyper:
                 "tuning",
                 line(f"{form} {seed}, {generation}.{i}", numbers, rests[task.name]),
                 seed=FIRST_GENERATION + generation,
+                share=EVOLVED_SHARE,
             )
             for i, numbers in enumerate(candidates)
             for task in tasks

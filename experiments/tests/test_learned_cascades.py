@@ -183,6 +183,7 @@ def test_a_generation_has_all_synthetic_tasks_and_one_text_in_turn(monkeypatch):
 
     def run(jobs, label):
         generations.append({job.workload for job in jobs})
+        assert {job.steps for job in jobs} == {150}
         return _answer(jobs)
 
     study.evolved(COURSE, 0, rests, run)
