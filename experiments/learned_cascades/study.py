@@ -30,8 +30,7 @@ SYNTHETIC = tuple(
 TEXTS = tuple(Task(name, 300, RATES, shares=()) for name in ("characters", "word-problems"))
 LEARN = (*SYNTHETIC, *TEXTS)
 OTHERS = tuple(
-    Task(name, 600, RATES, shares=())
-    for name in ("clean-teacher-mlp", "reversal-transformer", "recall-transformer")
+    Task(name, 600, RATES, shares=()) for name in ("clean-teacher-mlp", "recall-transformer")
 )
 CHOOSE = (*OTHERS, *(dataclasses.replace(text, horizon=600) for text in TEXTS))
 FINAL = (
