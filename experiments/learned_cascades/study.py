@@ -33,11 +33,12 @@ OTHERS = tuple(
     Task(name, 600, RATES, shares=()) for name in ("clean-teacher-mlp", "recall-transformer")
 )
 CHOOSE = (*OTHERS, *(dataclasses.replace(text, horizon=600) for text in TEXTS))
+SOONER = 0.9  # of the steps
 FINAL = (
-    Task("wikitext", 1000, RATES, shares=(0.9,)),
-    Task("sources", 1000, RATES, shares=(0.9,)),
-    Task("hwu64", 1000, RATES, shares=(0.9,)),
-    Task("stories-wikitext", 200, FINE_TUNING_RATES, shares=(0.9,)),
+    Task("wikitext", 1000, RATES, shares=(SOONER,)),
+    Task("sources", 1000, RATES, shares=(SOONER,)),
+    Task("hwu64", 1000, RATES, shares=(SOONER,)),
+    Task("stories-wikitext", 200, FINE_TUNING_RATES, shares=(SOONER,)),
 )
 SEEDS = (0, 1)  # of each way of learning
 LEARNING_RATES = (0.005, 0.01, 0.02, 0.04, 0.08)

@@ -1,5 +1,6 @@
 """Cascades as numbers, how they are learned, and the study of them."""
 
+import json
 import math
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import optax
 import pytest
 
 import qsgd_jax as qsgd
+from experiments.engine.results import read_results
 from experiments.engine.runner import Bench
 from experiments.learned_cascades import cascades, figures, learning, study, tables
 from experiments.learned_cascades.cascades import COURSE, EARLY, FIXED, FORMS, LATE
@@ -136,7 +138,7 @@ def test_tables_compare_the_best_with_the_hand_set_and_with_muon(tmp_path):
     assert study.best_of(scores) == "b"
     lines, reference = [], []
     for one in study.FINAL:
-        for seed in range(6):
+        for seed in range(one.seeds):
             base = 2 + 0.01 * rng.normal()
             lines.append(_line("final", one.name, "hand-set x 0.5", seed, 1.01 * base, one.horizon))
             lines.append(_line("final", one.name, "b x 1", seed, base, one.horizon))
@@ -144,12 +146,19 @@ def test_tables_compare_the_best_with_the_hand_set_and_with_muon(tmp_path):
                 _line("final", one.name, "b x 1", seed, 1.02 * base, round(0.9 * one.horizon))
             )
             reference.append(_line("final", one.name, "muon", seed, base / 0.98, one.horizon))
-    text = "\n".join(tables.sections({"scores": scores, "best": "b"}, lines, reference))
-    chosen, held_out = text.split("### On held-out tasks")
+    parts = tables.sections({"scores": scores, "best": "b"}, lines, reference)
+    assert len(parts) == 6
+    _, chosen, _, sooner, _, in_as_many = parts
     assert chosen.index("| b |") < chosen.index("| a |") and "| +2.02 % |" in chosen
     for one in study.FINAL:
-        (row,) = [x for x in held_out.splitlines() if x.startswith(f"| {one.name} |")]
-        assert "-0.99 % [-0.99, -0.99]" in row and "-2.00 %" in row and "-0.04 %" in row
+        (early,), (late,) = (
+            [row for row in table.splitlines() if row.startswith(f"| {one.name} |")]
+            for table in (sooner, in_as_many)
+        )
+        assert "-0.04 %" in early
+        assert "-0.99 % [-0.99, -0.99]" in late and "-2.00 %" in late
+    unfinished = [x for x in lines if not (x["trial"] == "b x 1" and x["seed"] == 19)]
+    assert tables.sections({"scores": scores, "best": "b"}, unfinished, reference) == parts[:2]
     found = {"learned": learned, "best": "b", "singular_values": [0.9, 0.1, 0.001]}
     for draw in (figures.curves, figures.courses, figures.best):
         draw(tmp_path / f"{draw.__name__}.png", found)
@@ -233,3 +242,18 @@ def test_a_trained_model_s_singular_values_are_of_the_momentum_at_the_final_sett
     # Over the Frobenius norm the squares of a matrix's values have the sum 1; embeddings have none.
     matrices = np.sum(np.square(found))
     assert matrices == pytest.approx(round(matrices), abs=1e-3) and 0 < matrices < len(shapes)
+
+
+def test_the_record_is_what_the_stored_runs_say():
+    experiments = Path(__file__).parents[1]
+    stored = experiments / "results"
+    found = json.loads((stored / "learned_cascades" / "learned.json").read_text())
+    assert study.best_of(found["scores"]) == found["best"]
+    lines, reference = (
+        read_results(stored / name / "results.jsonl.gz")
+        for name in ("learned_cascades", "spectral_study")
+    )
+    parts = tables.sections(found, lines, reference)
+    assert len(parts) == 4
+    text = (experiments / "records" / "learned_cascades.md").read_text()
+    assert all(part in text for part in parts)
