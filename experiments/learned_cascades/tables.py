@@ -103,7 +103,10 @@ def _losses(lines: Sequence[Result], task: Task, name: str, share: float = 1.0) 
 
 
 def _all_there(lines: Sequence[Result], name: str, share: float = 1.0) -> bool:
-    return all(len(_runs(lines, task, name, share)) == task.seeds for task in FINAL)
+    return all(
+        sorted(x["seed"] for x in _runs(lines, task, name, share)) == list(range(task.seeds))
+        for task in FINAL
+    )
 
 
 def _runs(lines: Sequence[Result], task: Task, name: str, share: float) -> list[Result]:
